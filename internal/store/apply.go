@@ -1,0 +1,268 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/google/btree"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+)
+
+// registryPrefix is the root of everything Kubernetes keeps in etcd.
+const registryPrefix = "/registry/"
+
+// loadTables starts the watch and fills the tables with what etcd held just before it. It
+// returns the revision of that state.
+func (s *Store) loadTables(ctx context.Context, stream mvcc.WatchStream) (int64, error) {
+	kv := s.member.server.KV()
+	rev := kv.Rev()
+	if _, err := stream.Watch(ctx, 0, []byte(registryPrefix), prefixEnd(registryPrefix), rev+1); err != nil {
+		return 0, fmt.Errorf("watching etcd: %w", err)
+	}
+	for _, t := range s.tables {
+		entries, err := s.rangeAt(ctx, t, rev)
+		if err != nil {
+			return 0, err
+		}
+		t.load(entries, rev)
+	}
+	s.applied.Store(rev)
+	return rev, nil
+}
+
+// rangeAt decodes everything a table held at rev, in key order.
+func (s *Store) rangeAt(ctx context.Context, t *table, rev int64) ([]*Entry, error) {
+	result, err := s.member.server.KV().Range(ctx, []byte(t.kind.Prefix), prefixEnd(t.kind.Prefix), mvcc.RangeOptions{Rev: rev})
+	switch {
+	case errors.Is(err, mvcc.ErrCompacted):
+		return nil, ErrGone
+	case errors.Is(err, mvcc.ErrFutureRev):
+		return nil, ErrFuture
+	case err != nil:
+		return nil, fmt.Errorf("reading %s from etcd: %w", t.kind.Name, err)
+	}
+	entries := make([]*Entry, 0, len(result.KVs))
+	for i := range result.KVs {
+		kv := result.KVs[i]
+		entry, err := t.open(strings.TrimPrefix(string(kv.Key), t.kind.Prefix), kv.Value, kv.ModRevision)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, entry)
+	}
+	return entries, nil
+}
+
+// listAt is a table as it was at rev.
+func (s *Store) listAt(ctx context.Context, t *table, rev int64) (*btree.BTreeG[*Entry], error) {
+	entries, err := s.rangeAt(ctx, t, rev)
+	if err != nil {
+		return nil, err
+	}
+	old := newTable(&Kind{Name: t.kind.Name}, t.applied, 1)
+	for _, e := range entries {
+		old.putLocked(e)
+	}
+	return old.ordered, nil
+}
+
+// apply brings etcd's changes into the tables until ctx ends.
+func (s *Store) apply(ctx context.Context, changes <-chan mvcc.WatchResponse) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case resp, ok := <-changes:
+			if !ok {
+				return errors.New("store: etcd ended the watch")
+			}
+			if resp.CompactRevision != 0 {
+				return fmt.Errorf("store: history was compacted to %d before it was read", resp.CompactRevision)
+			}
+			for _, event := range resp.Events {
+				if err := s.applyEvent(event); err != nil {
+					return err
+				}
+			}
+			s.wakeWaiters()
+		}
+	}
+}
+
+func (s *Store) applyEvent(event *mvccpb.Event) error {
+	kv := event.Kv
+	t, key := s.route(string(kv.Key))
+	switch {
+	case t == nil: // a kind this version does not serve: kept as it is, but not read
+		s.applied.Store(kv.ModRevision)
+	case event.Type == mvccpb.Event_DELETE:
+		t.remove(key, kv.ModRevision)
+	default:
+		if p := s.claim(string(kv.Key), kv.Value); p != nil {
+			p.entry = t.entry(key, p.obj, kv.ModRevision)
+			close(p.done) // before the revision is reached, for which the writer waits too
+			t.put(p.entry)
+			return nil
+		}
+		entry, err := t.open(key, kv.Value, kv.ModRevision)
+		if err != nil {
+			return err // wrong state must not be served
+		}
+		t.put(entry)
+	}
+	return nil
+}
+
+// route finds the table of an etcd key and the key in it.
+func (s *Store) route(etcdKey string) (*table, string) {
+	for i := len(registryPrefix); i < len(etcdKey); i++ {
+		if etcdKey[i] != '/' {
+			continue
+		}
+		if t := s.routes[etcdKey[:i+1]]; t != nil {
+			return t, etcdKey[i+1:]
+		}
+	}
+	return nil, ""
+}
+
+// claim takes the pending write that proposed value, nil if it was not ours.
+func (s *Store) claim(etcdKey string, value []byte) *pending {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pending[etcdKey] {
+		if bytes.Equal(p.value, value) {
+			s.dropLocked(etcdKey, p)
+			return p
+		}
+	}
+	return nil
+}
+
+// refillHistory reads the changes before the start, so that watches resume over a restart.
+func (s *Store) refillHistory(ctx context.Context, loaded int64) error {
+	defer close(s.refill)
+	kv := s.member.server.KV()
+	from := max(kv.FirstRev(), loaded-int64(s.opts.History), 1)
+	if from >= loaded {
+		return nil
+	}
+	past := make(map[*table]*table, len(s.tables))
+	for _, t := range s.tables {
+		entries, err := s.rangeAt(ctx, t, from)
+		if errors.Is(err, ErrGone) {
+			return nil // compacted meanwhile: watches from before the start list again
+		}
+		if err != nil {
+			return err
+		}
+		old := newTable(t.kind, &s.applied, int(loaded-from)+1)
+		old.applied = nil
+		for _, e := range entries {
+			old.putLocked(e)
+		}
+		past[t] = old
+	}
+	if err := s.replay(ctx, past, from, loaded); err != nil {
+		if errors.Is(err, ErrGone) || ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	for t, old := range past {
+		t.mu.Lock()
+		t.history.prepend(old.history.events, from)
+		t.mu.Unlock()
+	}
+	return nil
+}
+
+// replay runs the changes after from, up to and including to, through the tables of the past.
+func (s *Store) replay(ctx context.Context, past map[*table]*table, from, to int64) error {
+	stream := s.member.server.KV().NewWatchStream()
+	defer stream.Close()
+	if _, err := stream.Watch(ctx, 0, []byte(registryPrefix), prefixEnd(registryPrefix), from+1); err != nil {
+		return fmt.Errorf("watching etcd's past: %w", err)
+	}
+	poll := time.NewTicker(10 * time.Millisecond) // ends the wait when the last revisions are of other keys
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-poll.C:
+			stream.RequestProgress(0)
+		case resp := <-stream.Chan():
+			if resp.CompactRevision != 0 {
+				return ErrGone
+			}
+			for _, event := range resp.Events {
+				if event.Kv.ModRevision > to {
+					return nil
+				}
+				if err := s.replayEvent(past, event); err != nil {
+					return err
+				}
+			}
+			if resp.Revision >= to && (len(resp.Events) == 0 || resp.Events[len(resp.Events)-1].Kv.ModRevision >= to) {
+				return nil
+			}
+		}
+	}
+}
+
+func (s *Store) replayEvent(past map[*table]*table, event *mvccpb.Event) error {
+	live, key := s.route(string(event.Kv.Key))
+	t := past[live]
+	if t == nil {
+		return nil
+	}
+	rev := event.Kv.ModRevision
+	prev := t.byKey[key]
+	if event.Type == mvccpb.Event_DELETE {
+		if prev == nil {
+			return nil
+		}
+		delete(t.byKey, key)
+		t.history.add(Event{Type: Deleted, Rev: rev, Entry: prev.atRevision(rev), Prev: prev})
+		return nil
+	}
+	entry, err := t.open(key, event.Kv.Value, rev)
+	if err != nil {
+		return err
+	}
+	change := Event{Type: Added, Rev: rev, Entry: entry, Prev: prev}
+	if prev != nil {
+		change.Type = Modified
+	}
+	t.byKey[key] = entry
+	t.history.add(change)
+	return nil
+}
+
+// compactLoop drops etcd's history older than one interval, once an interval.
+func (s *Store) compactLoop(ctx context.Context) error {
+	ticker := time.NewTicker(s.opts.CompactInterval)
+	defer ticker.Stop()
+	before := s.applied.Load()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			now := s.applied.Load()
+			if before > 1 && before > s.member.server.KV().FirstRev() {
+				if err := s.member.compact(ctx, before); err != nil && ctx.Err() == nil {
+					s.opts.Logger.LogAttrs(ctx, slog.LevelWarn, "compaction", slog.Any("error", err))
+				}
+			}
+			before = now
+		}
+	}
+}

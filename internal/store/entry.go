@@ -1,0 +1,51 @@
+package store
+
+import (
+	"fmt"
+	"sync/atomic"
+)
+
+// Entry is one object at one revision. Everything it gives out is shared and read-only.
+type Entry struct {
+	Key    string // in its table
+	Rev    int64  // etcd revision of the last change, the object's resourceVersion; 0 for an answer that is not stored
+	Object Object
+
+	codec Codec
+	json  atomic.Pointer[[]byte]
+	proto atomic.Pointer[[]byte]
+}
+
+// NewEntry wraps an object that is served but not stored, such as the result of a dry run
+// or a subresource of another type.
+func NewEntry(obj Object, codec Codec) *Entry {
+	return &Entry{Object: obj, codec: codec}
+}
+
+// JSON is the object as served in JSON, encoded on first use and kept.
+func (e *Entry) JSON() ([]byte, error) { return once(&e.json, e.Object, e.codec.JSON) }
+
+// Proto is the object as a bare protobuf message, encoded on first use and kept. It is nil
+// for kinds without a protobuf form.
+func (e *Entry) Proto() ([]byte, error) { return once(&e.proto, e.Object, e.codec.Proto) }
+
+// once returns *slot, filling it by encode if it is empty. Two callers may both encode; the
+// results are equal and one wins.
+func once(slot *atomic.Pointer[[]byte], obj Object, encode func(Object) ([]byte, error)) ([]byte, error) {
+	if data := slot.Load(); data != nil {
+		return *data, nil
+	}
+	data, err := encode(obj)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", obj, err)
+	}
+	slot.Store(&data)
+	return data, nil
+}
+
+// atRevision is the same content under another revision, as watchers see a deletion.
+func (e *Entry) atRevision(rev int64) *Entry {
+	obj := e.Object.DeepCopyObject().(Object)
+	obj.SetResourceVersion(formatRev(rev))
+	return &Entry{Key: e.Key, Rev: rev, Object: obj, codec: e.codec}
+}

@@ -1,0 +1,41 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+// Errors that callers branch on. Conflict carries more; see ConflictError.
+var (
+	// ErrNotFound says that no object has the key.
+	ErrNotFound = errors.New("store: no such key")
+	// ErrExists says that a create found the key taken.
+	ErrExists = errors.New("store: key exists")
+	// ErrGone says that the wanted revision is no longer kept: list again.
+	ErrGone = errors.New("store: revision is no longer kept")
+	// ErrFuture says that the wanted revision has not happened yet.
+	ErrFuture = errors.New("store: revision is in the future")
+	// ErrSlow ends a watch whose reader did not keep up.
+	ErrSlow = errors.New("store: watcher did not keep up")
+	// ErrFull says that the database reached its quota; only deletes are taken.
+	ErrFull = errors.New("store: database space exceeded")
+	// ErrTooLarge says that the object is larger than one request may be.
+	ErrTooLarge = errors.New("store: object is too large")
+	// ErrClosed says that the store is not running.
+	ErrClosed = errors.New("store: not running")
+)
+
+// ConflictError says that the object changed since the caller read it.
+type ConflictError struct {
+	Current *Entry // what is there now; nil when it is gone
+}
+
+func (e *ConflictError) Error() string {
+	if e.Current == nil {
+		return "store: the object is gone"
+	}
+	return fmt.Sprintf("store: %s is at revision %d", e.Current.Key, e.Current.Rev)
+}
+
+func formatRev(rev int64) string { return strconv.FormatInt(rev, 10) }

@@ -1,0 +1,213 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Options tunes a Store. Dir and Kinds are required.
+type Options struct {
+	Dir             string // of etcd's data, created when missing
+	Kinds           []*Kind
+	Logger          *slog.Logger  // default: discards
+	Tick            time.Duration // etcd's heartbeat, whole milliseconds; default 10ms, which suits a lone member
+	QuotaBytes      int64         // size of the database beyond which writes are refused; default 2 GiB
+	CompactInterval time.Duration // history is kept for one to two of these; default 5m, upstream's
+	History         int           // changes kept a kind for watches to resume from, default 10000
+	NoFsync         bool          // for tests: an acknowledged write may be lost in a crash
+}
+
+// Store keeps the objects of all its kinds. Make one with New, then call Run.
+type Store struct {
+	opts    Options
+	tables  map[string]*table // by kind name
+	routes  map[string]*table // by etcd prefix
+	applied atomic.Int64      // revision that all tables have reached
+	ready   chan struct{}
+	refill  chan struct{} // closed when the history from before the start is there
+
+	member *member // set before ready is closed
+
+	mu      sync.Mutex            // guards the fields below
+	pending map[string][]*pending // writes proposed, by etcd key
+	waiters []waiter
+	closed  bool
+}
+
+// pending is a write on its way through etcd. The applier takes the object over, so that a
+// value written here is not decoded again.
+type pending struct {
+	value []byte
+	obj   Object
+	entry *Entry // set by the applier before done is closed
+	done  chan struct{}
+}
+
+type waiter struct {
+	rev  int64
+	done chan struct{}
+}
+
+// New checks opts and returns a Store that has started nothing; call Run.
+func New(opts Options) (*Store, error) {
+	opts.Tick = cmp.Or(opts.Tick, 10*time.Millisecond)
+	opts.QuotaBytes = cmp.Or(opts.QuotaBytes, 2<<30)
+	opts.CompactInterval = cmp.Or(opts.CompactInterval, 5*time.Minute)
+	opts.History = cmp.Or(opts.History, 10000)
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case opts.Dir == "":
+		return nil, errors.New("store: Dir is empty")
+	case opts.Tick < time.Millisecond:
+		return nil, fmt.Errorf("store: Tick is %v, want at least 1ms", opts.Tick)
+	case opts.History < 1:
+		return nil, fmt.Errorf("store: History is %d, want at least 1", opts.History)
+	}
+	s := &Store{
+		opts:    opts,
+		tables:  make(map[string]*table, len(opts.Kinds)),
+		routes:  make(map[string]*table, len(opts.Kinds)),
+		ready:   make(chan struct{}),
+		refill:  make(chan struct{}),
+		pending: make(map[string][]*pending),
+	}
+	for _, kind := range opts.Kinds {
+		if s.tables[kind.Name] != nil || s.routes[kind.Prefix] != nil {
+			return nil, fmt.Errorf("store: kind %s or its prefix %s is there twice", kind.Name, kind.Prefix)
+		}
+		t := newTable(kind, &s.applied, opts.History)
+		s.tables[kind.Name], s.routes[kind.Prefix] = t, t
+	}
+	return s, nil
+}
+
+// Ready is closed when the tables are filled and writes are taken.
+func (s *Store) Ready() <-chan struct{} { return s.ready }
+
+// Revision is the last revision that all tables have reached.
+func (s *Store) Revision() int64 { return s.applied.Load() }
+
+// SizeBytes is the size of the database on disk and QuotaBytes the limit beyond which
+// writes are refused.
+func (s *Store) SizeBytes() (size, quota int64) {
+	return s.member.server.Backend().Size(), s.opts.QuotaBytes
+}
+
+// Run opens the database and serves until ctx ends; then it stops etcd cleanly and returns
+// nil. It may be called once.
+func (s *Store) Run(ctx context.Context) error {
+	m, err := newMember(s.opts)
+	if err != nil {
+		return err
+	}
+	defer s.shutdown(m)
+	if err := m.ready(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	s.member = m
+	stream := m.server.KV().NewWatchStream()
+	defer stream.Close()
+	from, err := s.loadTables(ctx, stream)
+	if err != nil {
+		return err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.apply(groupCtx, stream.Chan()) })
+	group.Go(func() error { return s.refillHistory(groupCtx, from) })
+	group.Go(func() error { return s.compactLoop(groupCtx) })
+	group.Go(func() error {
+		select {
+		case <-groupCtx.Done():
+			return nil
+		case <-m.server.StopNotify():
+			return errors.New("store: etcd stopped by itself")
+		}
+	})
+	close(s.ready)
+	if err := group.Wait(); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// shutdown ends etcd, every watch and every waiting writer.
+func (s *Store) shutdown(m *member) {
+	m.server.Stop()
+	for _, t := range s.tables {
+		t.mu.Lock()
+		for w := range t.watchers {
+			w.end(ErrClosed)
+		}
+		clear(t.watchers)
+		t.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, w := range s.waiters {
+		close(w.done)
+	}
+	s.waiters = nil
+}
+
+// waitApplied blocks until all tables have reached rev.
+func (s *Store) waitApplied(ctx context.Context, rev int64) error {
+	if s.applied.Load() >= rev {
+		return nil
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	w := waiter{rev: rev, done: make(chan struct{})}
+	s.waiters = append(s.waiters, w)
+	s.mu.Unlock()
+	s.wakeWaiters() // the applier may have passed rev before the waiter was there
+	select {
+	case <-w.done:
+		if s.applied.Load() < rev {
+			return ErrClosed
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wakeWaiters releases everyone whose revision has been reached.
+func (s *Store) wakeWaiters() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reached := s.applied.Load()
+	kept := s.waiters[:0]
+	for _, w := range s.waiters {
+		if w.rev <= reached {
+			close(w.done)
+		} else {
+			kept = append(kept, w)
+		}
+	}
+	s.waiters = kept
+}
+
+func (s *Store) table(kind string) *table {
+	t := s.tables[kind]
+	if t == nil {
+		panic("store: unknown kind " + kind) // a broken invariant: kinds are fixed at start
+	}
+	return t
+}

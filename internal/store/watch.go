@@ -1,0 +1,180 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// WatchOptions selects what a watch delivers.
+type WatchOptions struct {
+	Namespace string            // "" is all
+	Filter    func(*Entry) bool // nil is everything; an object that stops matching is seen as Deleted
+	Since     int64             // deliver changes after this revision; ignored with Initial
+	Initial   bool              // deliver what is there as Added first, then the changes after it
+	Queue     int               // events kept for a slow reader, default 10000; beyond it the watch ends with ErrSlow
+}
+
+// Watch is a stream of changes to one table. Next must be called by one goroutine at a time.
+type Watch struct {
+	namespace string // with the slash that ends it in keys, or ""
+	filter    func(*Entry) bool
+	max       int
+	table     *table
+	applied   *atomic.Int64
+	initial   int   // events of the initial state still to be delivered
+	start     int64 // revision of the initial state or the one given
+	wake      chan struct{}
+
+	mu     sync.Mutex // guards the fields below
+	queue  []Event
+	ended  error
+	closed bool
+}
+
+// watch registers a watch on t.
+func (t *table) watch(opts WatchOptions) (*Watch, error) {
+	w := &Watch{
+		filter: opts.Filter, max: opts.Queue, table: t, applied: t.applied,
+		start: opts.Since, wake: make(chan struct{}, 1),
+	}
+	if w.max == 0 {
+		w.max = 10000
+	}
+	if opts.Namespace != "" && t.kind.Namespaced {
+		w.namespace = opts.Namespace + "/"
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if opts.Initial {
+		w.start = t.applied.Load()
+		ascend(t.ordered, trimSlash(w.namespace), "", func(e *Entry) bool {
+			if w.matches(e) {
+				w.queue = append(w.queue, Event{Type: Added, Rev: e.Rev, Entry: e})
+			}
+			return true
+		})
+		w.initial = len(w.queue)
+	} else {
+		past, err := t.history.since(opts.Since)
+		if err != nil {
+			return nil, err
+		}
+		for _, event := range past {
+			w.offer(event)
+		}
+		if w.ended != nil {
+			return nil, ErrGone
+		}
+	}
+	t.watchers[w] = struct{}{}
+	return w, nil
+}
+
+func trimSlash(prefix string) string {
+	if prefix == "" {
+		return ""
+	}
+	return prefix[:len(prefix)-1]
+}
+
+func (w *Watch) matches(e *Entry) bool {
+	if w.namespace != "" && (len(e.Key) <= len(w.namespace) || e.Key[:len(w.namespace)] != w.namespace) {
+		return false
+	}
+	return w.filter == nil || w.filter(e)
+}
+
+// offer queues the event as this watch sees it; false when the watch has ended.
+func (w *Watch) offer(event Event) bool {
+	if w.namespace != "" && (len(event.Entry.Key) <= len(w.namespace) || event.Entry.Key[:len(w.namespace)] != w.namespace) {
+		return true
+	}
+	if w.filter != nil && !w.narrow(&event) {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || w.ended != nil {
+		return false
+	}
+	if len(w.queue) >= w.max+w.initial {
+		w.ended, w.queue = ErrSlow, nil
+		w.signal()
+		return false
+	}
+	w.queue = append(w.queue, event)
+	w.signal()
+	return true
+}
+
+// narrow turns the event into what a filtered watch sees; false for nothing.
+func (w *Watch) narrow(event *Event) bool {
+	was := event.Prev != nil && w.filter(event.Prev)
+	is := event.Type != Deleted && w.filter(event.Entry)
+	switch {
+	case !was && !is:
+		return false
+	case was && !is && event.Type != Deleted:
+		*event = Event{Type: Deleted, Rev: event.Rev, Entry: event.Prev.atRevision(event.Rev), Prev: event.Prev}
+	case !was && is:
+		event.Type = Added
+	}
+	return true
+}
+
+func (w *Watch) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Start is the revision at which the watch began: that of the initial state, or the Since
+// it was given.
+func (w *Watch) Start() int64 { return w.start }
+
+// InitialCount is how many of the first events are the initial state.
+func (w *Watch) InitialCount() int { return w.initial }
+
+// Next waits for events and returns those that are queued, in order. The revision it
+// returns has been reached: no event up to it will follow. It ends with ctx's error, or with
+// ErrSlow when this reader did not keep up, or with ErrClosed.
+func (w *Watch) Next(ctx context.Context) ([]Event, int64, error) {
+	for {
+		reached := max(w.applied.Load(), w.start)
+		w.mu.Lock()
+		events, ended := w.queue, w.ended
+		w.queue = nil
+		w.mu.Unlock()
+		if len(events) > 0 {
+			return events, max(reached, events[len(events)-1].Rev), nil
+		}
+		if ended != nil {
+			return nil, 0, ended
+		}
+		select {
+		case <-ctx.Done():
+			return nil, reached, ctx.Err()
+		case <-w.wake:
+		}
+	}
+}
+
+// Close ends the watch; further events are not kept.
+func (w *Watch) Close() {
+	w.table.mu.Lock()
+	delete(w.table.watchers, w)
+	w.table.mu.Unlock()
+	w.end(ErrClosed)
+}
+
+func (w *Watch) end(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended == nil {
+		w.ended = err
+	}
+	w.closed, w.queue = true, nil
+	w.signal()
+}
