@@ -211,3 +211,6 @@ func (s *Store) table(kind string) *table {
 	}
 	return t
 }
+
+// Await blocks until the tables have reached rev, or ctx ends.
+func (s *Store) Await(ctx context.Context, rev int64) error { return s.waitApplied(ctx, rev) }

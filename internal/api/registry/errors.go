@@ -1,0 +1,55 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"gantry.dev/gantry/internal/store"
+)
+
+// conflictMessage is the text that clients know for a lost race (apiserver, registry.OptimisticLockErrorMsg).
+const conflictMessage = "the object has been modified; please apply your changes to the latest version and try again"
+
+// statusError turns the store's errors into those of the API.
+func statusError(err error, resource schema.GroupResource, name string) error {
+	var conflict *store.ConflictError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrNotFound):
+		return apierrors.NewNotFound(resource, name)
+	case errors.Is(err, store.ErrExists):
+		return apierrors.NewAlreadyExists(resource, name)
+	case errors.As(err, &conflict):
+		if conflict.Current == nil {
+			return apierrors.NewNotFound(resource, name)
+		}
+		return apierrors.NewConflict(resource, name, errors.New(conflictMessage))
+	case errors.Is(err, store.ErrGone):
+		return apierrors.NewResourceExpired("The resourceVersion for the provided watch is too old.")
+	case errors.Is(err, store.ErrFuture):
+		return tooLargeRevision()
+	case errors.Is(err, store.ErrTooLarge):
+		return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("%s %q is larger than etcd takes", resource, name))
+	case errors.Is(err, store.ErrFull):
+		return apierrors.NewInternalError(errors.New("etcdserver: mvcc: database space exceeded: delete objects or raise the quota"))
+	case errors.Is(err, store.ErrClosed):
+		return apierrors.NewServiceUnavailable("the store is stopping")
+	case errors.Is(err, context.DeadlineExceeded):
+		return apierrors.NewTimeoutError("request did not complete within the allotted timeout", 0)
+	}
+	return err
+}
+
+func tooLargeRevision() error {
+	err := apierrors.NewTimeoutError("Too large resource version", 1)
+	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, causeTooLarge)
+	return err
+}
+
+var causeTooLarge = metav1.StatusCause{Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"}

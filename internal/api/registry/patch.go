@@ -1,0 +1,269 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/mergepatch"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/warning"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"gantry.dev/gantry/internal/store"
+)
+
+// maxPatchOperations is the limit of one JSON patch (apiserver, maxJSONPatchOperations).
+const maxPatchOperations = 10000
+
+// Patch changes the object, or what the subresource shows of it. created is true when a
+// server-side apply made it.
+func (r *Resource) Patch(ctx context.Context, namespace, name, sub string, req PatchRequest) (entry *store.Entry, created bool, err error) {
+	ctx = r.requestContext(ctx, namespace, "patch", name, sub)
+	opts := &metav1.UpdateOptions{DryRun: req.Options.DryRun, FieldManager: req.Options.FieldManager, FieldValidation: req.Options.FieldValidation}
+	s := r.subs[sub]
+	if s != nil && s.toParent != nil {
+		empty := func() store.Object { return s.newObj().(store.Object) }
+		p := patcher{resource: r, manager: r.subManager(s), kind: s.info.Kind, empty: empty, req: req, ctx: ctx}
+		entry, err := r.storeMapped(ctx, namespace, name, s, opts, p.apply)
+		return entry, false, err
+	}
+	p := patcher{resource: r, manager: r.managers[sub], kind: r.Kind, empty: r.def.newObj, req: req, ctx: ctx}
+	return r.update(ctx, updating{
+		namespace: namespace, name: name, sub: sub, strategy: r.updateStrategy(sub), opts: opts,
+		forceCreate: req.Type == types.ApplyPatchType && sub == "",
+		apply: func(current store.Object) (store.Object, error) {
+			next, err := p.apply(current)
+			if err != nil || current == nil {
+				return next, err
+			}
+			if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(rest.ExpectedNamespaceForScope(namespace, r.Namespaced), next); err != nil {
+				return nil, err
+			}
+			return next, checkName(next, namespace, name)
+		},
+	})
+}
+
+// patcher applies one patch to whatever the object is at the moment.
+type patcher struct {
+	resource *Resource
+	manager  *fieldManager
+	kind     schema.GroupVersionKind
+	empty    func() store.Object
+	req      PatchRequest
+	ctx      context.Context //nolint:containedctx // of one request; it carries the recorder of warnings
+}
+
+// apply returns the patched object with its managed fields; current is nil when there is none.
+func (p *patcher) apply(current store.Object) (store.Object, error) {
+	if p.req.Type == types.ApplyPatchType {
+		return p.serverSideApply(current)
+	}
+	if current == nil {
+		return nil, apierrors.NewNotFound(p.resource.Resource.GroupResource(), "")
+	}
+	var next store.Object
+	var err error
+	switch p.req.Type {
+	case types.StrategicMergePatchType:
+		next, err = p.strategic(current)
+	case types.JSONPatchType, types.MergePatchType:
+		next, err = p.document(current)
+	default:
+		err = apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", p.resource.Resource.GroupResource(), "",
+			fmt.Sprintf("patch type %s is not known", p.req.Type), 0, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	next.GetObjectKind().SetGroupVersionKind(p.kind)
+	legacyscheme.Scheme.Default(next)
+	return p.manager.update(current, next, p.req.Manager)
+}
+
+// strict reports whether unknown and duplicate fields matter.
+func (p *patcher) strict() bool { return p.req.Options.FieldValidation != metav1.FieldValidationIgnore }
+
+// complain warns of strict decoding errors, or turns them into an error where the client
+// asked for that.
+func (p *patcher) complain(errs []error, fatal func(error) error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	if p.req.Options.FieldValidation != metav1.FieldValidationStrict {
+		for _, err := range errs {
+			warning.AddWarning(p.ctx, "", err.Error())
+		}
+		return nil
+	}
+	return fatal(runtime.NewStrictDecodingError(errs))
+}
+
+// invalidPatch is the answer to a patch whose result is no object of the kind.
+func invalidPatch(result []byte) func(error) error {
+	return func(err error) error {
+		return apierrors.NewInvalid(schema.GroupKind{}, "", field.ErrorList{field.Invalid(field.NewPath("patch"), string(result), err.Error())})
+	}
+}
+
+// document applies a JSON patch or a JSON merge patch.
+func (p *patcher) document(current store.Object) (store.Object, error) {
+	before, err := json.Marshal(current)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", current, err)
+	}
+	var patched []byte
+	var strictErrs []error
+	if p.req.Type == types.JSONPatchType {
+		patched, strictErrs, err = p.jsonPatch(before)
+	} else {
+		patched, strictErrs, err = p.mergePatch(before)
+	}
+	if err != nil {
+		return nil, err
+	}
+	next := p.empty()
+	decodeErrs, err := kjson.UnmarshalStrict(patched, next)
+	if err != nil {
+		return nil, invalidPatch(patched)(err)
+	}
+	if p.strict() {
+		if err := p.complain(append(strictErrs, decodeErrs...), invalidPatch(patched)); err != nil {
+			return nil, err
+		}
+	}
+	return next, nil
+}
+
+func (p *patcher) jsonPatch(before []byte) ([]byte, []error, error) {
+	var strictErrs []error
+	if p.strict() {
+		var operations []struct {
+			Op    string `json:"op"`
+			Path  string `json:"path"`
+			From  string `json:"from"`
+			Value any    `json:"value"`
+		}
+		var err error
+		if strictErrs, err = kjson.UnmarshalStrict(p.req.Data, &operations); err != nil {
+			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+		}
+		for i, e := range strictErrs {
+			strictErrs[i] = fmt.Errorf("json patch %w", e)
+		}
+	}
+	patch, err := jsonpatch.DecodePatch(p.req.Data)
+	if err != nil {
+		return nil, nil, apierrors.NewBadRequest(err.Error())
+	}
+	if len(patch) > maxPatchOperations {
+		return nil, nil, apierrors.NewRequestEntityTooLargeError(
+			fmt.Sprintf("The allowed maximum operations in a JSON patch is %d, got %d", maxPatchOperations, len(patch)))
+	}
+	patched, err := patch.Apply(before)
+	if err != nil {
+		return nil, nil, apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
+	}
+	return patched, strictErrs, nil
+}
+
+func (p *patcher) mergePatch(before []byte) ([]byte, []error, error) {
+	var strictErrs []error
+	if p.strict() {
+		var err error
+		if strictErrs, err = kjson.UnmarshalStrict(p.req.Data, &map[string]any{}); err != nil {
+			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+		}
+	}
+	patched, err := jsonpatch.MergePatch(before, p.req.Data)
+	if errors.Is(err, jsonpatch.ErrBadJSONPatch) {
+		return nil, nil, apierrors.NewBadRequest(err.Error())
+	}
+	return patched, strictErrs, err
+}
+
+// strategic applies a strategic merge patch.
+func (p *patcher) strategic(current store.Object) (store.Object, error) {
+	before, err := runtime.DefaultUnstructuredConverter.ToUnstructured(current)
+	if err != nil {
+		return nil, fmt.Errorf("reading %T: %w", current, err)
+	}
+	patch := make(map[string]any)
+	var strictErrs []error
+	if p.strict() {
+		strictErrs, err = kjson.UnmarshalStrict(p.req.Data, &patch)
+	} else {
+		err = kjson.UnmarshalCaseSensitivePreserveInts(p.req.Data, &patch)
+	}
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	next := p.empty()
+	patched, err := strategicpatch.StrategicMergeMapPatch(before, patch, next)
+	if err != nil {
+		return nil, strategicError(err)
+	}
+	err = runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(patched, next, p.strict())
+	if strict, ok := runtime.AsStrictDecodingError(err); ok {
+		strictErrs, err = append(strictErrs, strict.Errors()...), nil
+	}
+	fatal := invalidPatch(fmt.Append(nil, patch))
+	if err != nil {
+		return nil, fatal(err)
+	}
+	return next, p.complain(strictErrs, fatal)
+}
+
+func strategicError(err error) error {
+	switch {
+	case errors.Is(err, mergepatch.ErrBadJSONDoc), errors.Is(err, mergepatch.ErrBadPatchFormatForPrimitiveList),
+		errors.Is(err, mergepatch.ErrBadPatchFormatForRetainKeys), errors.Is(err, mergepatch.ErrBadPatchFormatForSetElementOrderList),
+		errors.Is(err, mergepatch.ErrUnsupportedStrategicMergePatchFormat):
+		return apierrors.NewBadRequest(err.Error())
+	}
+	return apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
+}
+
+// serverSideApply merges an applied configuration.
+func (p *patcher) serverSideApply(current store.Object) (store.Object, error) {
+	config := &unstructured.Unstructured{Object: map[string]any{}}
+	if err := yaml.Unmarshal(p.req.Data, &config.Object); err != nil {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
+	}
+	live := current
+	if live == nil {
+		live = p.empty()
+	}
+	force := p.req.Options.Force != nil && *p.req.Options.Force
+	next, err := p.manager.apply(live, config, p.req.Manager, force)
+	if err != nil {
+		return nil, err
+	}
+	if p.strict() {
+		if err := yaml.UnmarshalStrict(p.req.Data, &map[string]any{}); err != nil {
+			err = p.complain([]error{err}, func(error) error {
+				return apierrors.NewBadRequest(fmt.Sprintf("error strict decoding YAML: %v", err))
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	next.GetObjectKind().SetGroupVersionKind(p.kind)
+	legacyscheme.Scheme.Default(next)
+	return next, nil
+}

@@ -1,0 +1,208 @@
+package registry
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gantry.dev/gantry/internal/store"
+)
+
+// Get returns the object. revision is the client's resourceVersion: a minimum that has
+// nearly always been reached.
+func (r *Resource) Get(ctx context.Context, namespace, name, revision string) (*store.Entry, error) {
+	if _, err := r.awaitRevision(ctx, revision); err != nil {
+		return nil, err
+	}
+	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(namespace, name))
+	if err != nil {
+		return nil, statusError(err, r.Resource.GroupResource(), name)
+	}
+	return entry, nil
+}
+
+// GetSub returns a subresource that can be read: a view of the object, or its scale.
+func (r *Resource) GetSub(ctx context.Context, namespace, name, sub, revision string) (*store.Entry, error) {
+	entry, err := r.Get(ctx, namespace, name, revision)
+	if err != nil {
+		return nil, err
+	}
+	s := r.subs[sub]
+	if s == nil || s.fromParent == nil {
+		return entry, nil
+	}
+	obj, err := s.fromParent(entry.Object)
+	if err != nil {
+		return nil, err
+	}
+	return store.NewEntry(obj, AnswerCodec{}), nil
+}
+
+// awaitRevision parses the client's resourceVersion and makes sure that reads are at least
+// as new: as it for a number, as now for "", as anything for "0".
+func (r *Resource) awaitRevision(ctx context.Context, revision string) (int64, error) {
+	switch revision {
+	case "0":
+		return 0, nil
+	case "":
+		return 0, statusError(r.store.Sync(ctx), r.Resource.GroupResource(), "")
+	}
+	rev, err := strconv.ParseInt(revision, 10, 64)
+	if err != nil || rev < 0 {
+		return 0, apierrors.NewBadRequest(fmt.Sprintf("Invalid value: %q: resourceVersion must be a number", revision))
+	}
+	if rev > r.store.Revision() {
+		wait, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		if err := r.store.Await(wait, rev); err != nil {
+			if ctx.Err() != nil {
+				return 0, ctx.Err()
+			}
+			return 0, tooLargeRevision()
+		}
+	}
+	return rev, nil
+}
+
+// continueToken is where the next page starts. Upstream's form, so that its tools can read it.
+type continueToken struct {
+	APIVersion      string `json:"v"`
+	ResourceVersion int64  `json:"rv"`
+	StartKey        string `json:"start"`
+}
+
+const continueVersion = "meta.k8s.io/v1"
+
+// List returns the objects of a namespace ("" is all) that match.
+func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions) (List, error) {
+	sel, err := r.compile(namespace, opts)
+	if err != nil {
+		return List{}, err
+	}
+	want := store.ListOptions{Namespace: namespace, Filter: sel.filter, Limit: int(opts.Limit), Index: sel.index, Value: sel.value}
+	switch {
+	case opts.Continue != "":
+		if err := r.resume(&want, opts); err != nil {
+			return List{}, err
+		}
+	default:
+		rev, err := r.awaitRevision(ctx, opts.Revision)
+		if err != nil {
+			return List{}, err
+		}
+		if opts.Match == metav1.ResourceVersionMatchExact {
+			want.Rev, want.Index = rev, ""
+		}
+	}
+	if sel.name != "" && want.Rev == 0 && (namespace != "" || !r.Namespaced) {
+		return r.listOne(namespace, sel)
+	}
+	if want.Limit > 0 {
+		want.Index = "" // pages walk the table in order
+	}
+	got, err := r.store.List(ctx, r.def.stored.Name, want)
+	if errors.Is(err, store.ErrGone) {
+		return List{}, r.expired(opts.Continue != "")
+	}
+	if err != nil {
+		return List{}, statusError(err, r.Resource.GroupResource(), "")
+	}
+	list := List{Entries: got.Entries, Revision: got.Rev}
+	if got.More {
+		token, err := json.Marshal(continueToken{continueVersion, got.Rev, got.LastKey + "\x00"})
+		if err != nil {
+			return List{}, err
+		}
+		list.Continue = base64.RawURLEncoding.EncodeToString(token)
+		if sel.filter == nil {
+			list.Remaining = &got.Remaining
+		}
+	}
+	return list, nil
+}
+
+// resume reads the continue token into want.
+func (r *Resource) resume(want *store.ListOptions, opts ListOptions) error {
+	if opts.Revision != "" && opts.Revision != "0" {
+		return apierrors.NewBadRequest("specifying resource version is not allowed when using continue")
+	}
+	data, err := base64.RawURLEncoding.DecodeString(opts.Continue)
+	var token continueToken
+	if err == nil {
+		err = json.Unmarshal(data, &token)
+	}
+	if err != nil || token.APIVersion != continueVersion || token.StartKey == "" || token.ResourceVersion < 0 {
+		return apierrors.NewBadRequest("continue key is not valid: it must be the one that the server returned with the previous page")
+	}
+	want.Rev, want.After, want.Index = token.ResourceVersion, token.StartKey[:len(token.StartKey)-1], ""
+	return nil
+}
+
+func (r *Resource) expired(continued bool) error {
+	if !continued {
+		return apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
+	}
+	return apierrors.NewResourceExpired("The provided continue parameter is too old to display a consistent list result. " +
+		"You can start a new list without the continue parameter.")
+}
+
+// listOne answers a list that names its one object.
+func (r *Resource) listOne(namespace string, sel selected) (List, error) {
+	list := List{Revision: r.store.Revision()}
+	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(namespace, sel.name))
+	if err == nil && (sel.filter == nil || sel.filter(entry)) {
+		list.Entries = []*store.Entry{entry}
+		list.Revision = max(list.Revision, entry.Rev)
+	}
+	return list, nil
+}
+
+// Watch streams changes. Without a revision, or with "0", or when SendInitialEvents asks for
+// it, the current objects come first as Added.
+func (r *Resource) Watch(ctx context.Context, namespace string, opts ListOptions) (*store.Watch, error) {
+	sel, err := r.compile(namespace, opts)
+	if err != nil {
+		return nil, err
+	}
+	want := store.WatchOptions{Namespace: namespace, Filter: sel.filter}
+	rev, err := r.watchRevision(opts.Revision)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case opts.SendInitialEvents != nil && *opts.SendInitialEvents:
+		if _, err := r.awaitRevision(ctx, opts.Revision); err != nil {
+			return nil, err
+		}
+		want.Initial = true
+	case opts.SendInitialEvents != nil && rev == 0:
+		want.Since = r.store.Revision()
+	case rev == 0:
+		want.Initial = true
+	default:
+		want.Since = rev
+	}
+	w, err := r.store.Watch(ctx, r.def.stored.Name, want)
+	if errors.Is(err, store.ErrGone) {
+		return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d", rev))
+	}
+	return w, statusError(err, r.Resource.GroupResource(), "")
+}
+
+func (r *Resource) watchRevision(revision string) (int64, error) {
+	if revision == "" {
+		return 0, nil
+	}
+	rev, err := strconv.ParseInt(revision, 10, 64)
+	if err != nil || rev < 0 {
+		return 0, apierrors.NewBadRequest(fmt.Sprintf("Invalid value: %q: resourceVersion must be a number", revision))
+	}
+	return rev, nil
+}

@@ -1,0 +1,177 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	_ "k8s.io/kubernetes/pkg/apis/apps/install" // kinds register their types, defaults and conversions with the scheme
+	_ "k8s.io/kubernetes/pkg/apis/authentication/install"
+	_ "k8s.io/kubernetes/pkg/apis/authorization/install"
+	_ "k8s.io/kubernetes/pkg/apis/autoscaling/install"
+	_ "k8s.io/kubernetes/pkg/apis/coordination/install"
+	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	_ "k8s.io/kubernetes/pkg/apis/discovery/install"
+	_ "k8s.io/kubernetes/pkg/apis/networking/install"
+	_ "k8s.io/kubernetes/pkg/apis/policy/install"
+	_ "k8s.io/kubernetes/pkg/apis/rbac/install"
+
+	"gantry.dev/gantry/internal/store"
+)
+
+// Admission decides whether, and as what, a change may be stored. Objects in the attributes
+// are of internal types. Admit may change them, Validate must not.
+type Admission interface {
+	Admit(ctx context.Context, a admission.Attributes) error
+	Validate(ctx context.Context, a admission.Attributes) error
+}
+
+// RoleGuard checks that whoever writes a role or binding does not gain rights by it.
+type RoleGuard interface {
+	CheckRole(ctx context.Context, obj, old runtime.Object) error
+	CheckBinding(ctx context.Context, obj, old runtime.Object) error
+}
+
+// IssueToken makes a token for a service account.
+type IssueToken func(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error)
+
+// Options tunes a Registry. ServiceCIDR is required.
+type Options struct {
+	Logger      *slog.Logger // default: discards
+	Sealer      store.Sealer // encrypts Secrets at rest; nil stores them in the clear
+	Admission   Admission    // nil admits everything
+	RoleGuard   RoleGuard    // nil lets everyone write roles
+	IssueToken  IssueToken   // nil refuses token requests
+	ServiceCIDR netip.Prefix // cluster IPs are taken from here
+	NodePorts   PortRange    // default 30000 to 32767
+}
+
+// PortRange is an inclusive range of ports.
+type PortRange struct{ First, Last int }
+
+// Registry serves every kind. Make one with New; its store must be running before verbs are
+// called.
+type Registry struct {
+	opts      Options
+	store     *store.Store
+	defs      []*definition
+	resources []*Resource
+	byName    map[schema.GroupVersionResource]*Resource
+	byKind    map[schema.GroupVersionKind]*Resource
+	schemas   typeSchemas
+	alloc     *serviceAllocator
+}
+
+// New checks opts and returns a Registry together with the kinds that its store must keep;
+// give them to store.New and the store to Use.
+func New(opts Options) (*Registry, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.NodePorts == (PortRange{}) {
+		opts.NodePorts = PortRange{30000, 32767}
+	}
+	if !opts.ServiceCIDR.IsValid() {
+		return nil, errors.New("registry: ServiceCIDR is empty")
+	}
+	r := &Registry{
+		opts:   opts,
+		byName: make(map[schema.GroupVersionResource]*Resource),
+		byKind: make(map[schema.GroupVersionKind]*Resource),
+	}
+	r.alloc = newServiceAllocator(r)
+	r.defs = r.builtins()
+	for _, d := range r.defs {
+		res := &Resource{Info: d.info, registry: r, def: d, subs: make(map[string]*subresource), managers: make(map[string]*fieldManager)}
+		res.managers[""] = r.newFieldManager(d.info.Kind, "", d.strategy)
+		for _, sub := range d.subs {
+			res.subs[sub.info.Name] = sub
+			switch {
+			case sub.strategy != nil:
+				res.managers[sub.info.Name] = r.newFieldManager(d.info.Kind, sub.info.Name, sub.strategy)
+			case sub.fromParent != nil:
+				res.managers[sub.info.Name] = r.newFieldManager(sub.info.Kind, "", nil)
+			}
+		}
+		r.resources = append(r.resources, res)
+		r.byName[d.info.Resource] = res
+		r.byKind[d.info.Kind] = res
+	}
+	return r, nil
+}
+
+// Kinds are the tables that the store must have.
+func (r *Registry) Kinds() []*store.Kind {
+	kinds := []*store.Kind{rangeKind()}
+	for _, d := range r.defs {
+		kinds = append(kinds, d.stored)
+	}
+	return kinds
+}
+
+// Use gives the registry its store. It is called once, before any verb.
+func (r *Registry) Use(st *store.Store) {
+	r.store = st
+	for _, res := range r.resources {
+		res.store = st
+	}
+}
+
+// Resources lists everything that is served, in the order of discovery.
+func (r *Registry) Resources() []*Resource { return r.resources }
+
+// Resource finds a resource by its name, nil if it is not served.
+func (r *Registry) Resource(name schema.GroupVersionResource) *Resource { return r.byName[name] }
+
+// ResourceOf finds the resource of a kind, nil if it is not served.
+func (r *Registry) ResourceOf(kind schema.GroupVersionKind) *Resource { return r.byKind[kind] }
+
+// Scheme knows the types, defaults and conversions of everything served.
+func (r *Registry) Scheme() *runtime.Scheme { return legacyscheme.Scheme }
+
+// Run removes objects whose time has passed, until ctx ends.
+func (r *Registry) Run(ctx context.Context) error {
+	ticker := time.NewTicker(time.Minute)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			for _, res := range r.resources {
+				if res.def.expires != nil {
+					res.removeExpired(ctx, time.Now())
+				}
+			}
+		}
+	}
+}
+
+// Warm builds what the first write would otherwise wait for.
+func (r *Registry) Warm() error {
+	_, err := r.schemas.get(r.defs)
+	return err
+}
+
+func (r *Resource) removeExpired(ctx context.Context, now time.Time) {
+	list, err := r.store.List(ctx, r.def.stored.Name, store.ListOptions{Filter: func(e *store.Entry) bool {
+		return now.After(r.def.expires(e.Object))
+	}})
+	if err != nil {
+		return
+	}
+	for _, e := range list.Entries {
+		if _, err := r.store.Delete(ctx, r.def.stored.Name, e.Key, e.Rev); err != nil && ctx.Err() == nil {
+			r.registry.opts.Logger.LogAttrs(ctx, slog.LevelDebug, "removing an expired object",
+				slog.String("resource", r.def.stored.Name), slog.String("key", e.Key), slog.Any("error", err))
+		}
+	}
+}

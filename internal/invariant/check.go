@@ -1,0 +1,11 @@
+package invariant
+
+import "fmt"
+
+// Check panics with the formatted message unless cond holds. It is for broken invariants
+// only, never for input.
+func Check(cond bool, format string, args ...any) {
+	if !cond {
+		panic("invariant broken: " + fmt.Sprintf(format, args...))
+	}
+}
