@@ -101,6 +101,7 @@ type ListOptions struct {
 	Match    metav1.ResourceVersionMatch
 	Limit    int64
 	Continue string
+	Internal bool // of a component of this process: field selectors may name OwnerIndex
 	// For Watch:
 	SendInitialEvents *bool
 	Bookmarks         bool

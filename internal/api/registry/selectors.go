@@ -105,6 +105,9 @@ func (r *Resource) compile(namespace string, opts ListOptions) (selected, error)
 	var byField fields.Selector
 	if opts.Fields != nil && !opts.Fields.Empty() {
 		converted, err := opts.Fields.Transform(func(label, value string) (string, string, error) {
+			if label == OwnerIndex && opts.Internal {
+				return label, value, nil
+			}
 			return legacyscheme.Scheme.ConvertFieldLabel(r.Kind, label, value)
 		})
 		if err != nil {
@@ -131,6 +134,9 @@ func (r *Resource) compile(namespace string, opts ListOptions) (selected, error)
 // narrow takes the requirements that name one object or one index value out of the
 // selector; what it returns must still be matched, nil if nothing.
 func (s *selected) narrow(r *Resource, selector fields.Selector) fields.Selector {
+	if value, ok := selector.RequiresExactMatch(OwnerIndex); ok {
+		s.index, s.value = OwnerIndex, value
+	}
 	for _, field := range r.def.indexedFields {
 		if value, ok := selector.RequiresExactMatch(field); ok {
 			s.index, s.value = field, value
@@ -183,6 +189,11 @@ func (l *lazyFields) lookup(field string) (string, bool) {
 		return l.obj.GetName(), true
 	case "metadata.namespace":
 		return l.obj.GetNamespace(), l.r.Namespaced
+	case OwnerIndex:
+		for _, uid := range ownerUID(l.obj) {
+			return uid, true
+		}
+		return "", false
 	}
 	if l.set == nil && l.r.def.selectable != nil {
 		l.set = l.r.def.selectable(l.obj)
@@ -198,3 +209,6 @@ func splitKey(key string) (namespace, name string) {
 	}
 	return "", key
 }
+
+// HasIndex reports whether lists by that name in a field selector are quick.
+func (r *Resource) HasIndex(name string) bool { return r.def.stored.Indexes[name] != nil }
