@@ -1,0 +1,55 @@
+package config
+
+import (
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+)
+
+// Config is everything that can be set about a Gantry node. Load makes it; it is not changed later.
+type Config struct {
+	DataDir       string
+	Listen        netip.AddrPort // the API
+	NodeIP        netip.Addr     // invalid: none found, use the pod bridge's
+	TLSSANs       []string       // DNS names and addresses besides those that are always there
+	NodeName      string         // RFC 1123; the host name unless Given(KeyNodeName)
+	PodCIDR       netip.Prefix
+	ServiceCIDR   netip.Prefix
+	ClusterDomain string
+	Kubeconfig    string // where the admin kubeconfig is written
+	Detach        bool
+	AgentPort     uint16
+	LogLevel      slog.Level
+	LogFormat     string // "text" or "json"
+
+	given map[string]string
+}
+
+// Given reports whether the user set the key, by flag, environment or file.
+func (c *Config) Given(key string) bool { return c.given[key] != "" }
+
+// Where says how the key was set ("--listen", "GANTRY_LISTEN", "FILE:3"), or "default".
+func (c *Config) Where(key string) string {
+	if where := c.given[key]; where != "" {
+		return where
+	}
+	return "default"
+}
+
+// Path joins elements to the data dir.
+func (c *Config) Path(elements ...string) string {
+	return filepath.Join(append([]string{c.DataDir}, elements...)...)
+}
+
+// APIServiceIP is the cluster IP of the service default/kubernetes: the range's first address.
+func (c *Config) APIServiceIP() netip.Addr { return offset(c.ServiceCIDR.Addr(), 1) }
+
+// DNSServiceIP is the cluster IP of the cluster's DNS: the range's tenth address, as kubeadm has it.
+func (c *Config) DNSServiceIP() netip.Addr { return offset(c.ServiceCIDR.Addr(), 10) }
+
+func offset(addr netip.Addr, n int) netip.Addr {
+	for range n {
+		addr = addr.Next()
+	}
+	return addr
+}
