@@ -9,6 +9,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+
+	"gantry.dev/gantry/internal/durable"
 )
 
 // CertPEM returns the authority's certificate. Ensure must have succeeded.
@@ -111,5 +113,5 @@ func (a *Authority) writeKubeconfigLocked(k Kubeconfig) error {
 	if old, err := os.ReadFile(k.Path); err == nil && bytes.Equal(old, text) {
 		return nil
 	}
-	return WriteFile(k.Path, text)
+	return durable.WriteFile(k.Path, text, fileMode)
 }

@@ -11,12 +11,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"gantry.dev/gantry/internal/durable"
 )
 
 const (
-	fileMode = 0o600
-	dirMode  = 0o700
+	fileMode = 0o600 // of every file, the public ones included
 
 	pemCert      = "CERTIFICATE"
 	pemECKey     = "EC PRIVATE KEY"
@@ -33,38 +33,6 @@ type FileError struct {
 
 func (e *FileError) Error() string { return fmt.Sprintf("%s %s; %s", e.Path, e.Problem, e.Fix) }
 
-// WriteFile replaces the file at path by data so that a reader, or a crash, sees the old or the new
-// content and nothing between. The file can be read by its owner alone.
-func WriteFile(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return fmt.Errorf("make folder of %s: %w", path, err)
-	}
-	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // CreateTemp's mode is 0600
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = temp.Write(data)
-	err = errors.Join(err, temp.Sync(), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(temp.Name())
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	// The rename is on disk once the folder is.
-	folder, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open folder of %s: %w", path, err)
-	}
-	err = errors.Join(folder.Sync(), folder.Close())
-	if err != nil {
-		return fmt.Errorf("sync folder of %s: %w", path, err)
-	}
-	return nil
-}
-
 func newKey() (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -80,7 +48,7 @@ func writeKey(path string, key *ecdsa.PrivateKey) ([]byte, error) {
 		return nil, fmt.Errorf("encode %s: %w", path, err)
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: pemECKey, Bytes: der})
-	return text, WriteFile(path, text)
+	return text, durable.WriteFile(path, text, fileMode)
 }
 
 // readKey reads a private key; the error is fs.ErrNotExist when there is no file. RSA keys, as

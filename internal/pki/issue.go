@@ -12,6 +12,8 @@ import (
 	"math/big"
 	"os"
 	"time"
+
+	"gantry.dev/gantry/internal/durable"
 )
 
 // ensureCALocked loads or makes an authority. A key without a certificate is a first start that was
@@ -46,7 +48,7 @@ func (a *Authority) ensureCALocked(spec caSpec) error {
 		if cert, text, err = signCA(spec, key); err != nil {
 			return err
 		}
-		if err := WriteFile(certPath, text); err != nil {
+		if err := durable.WriteFile(certPath, text, fileMode); err != nil {
 			return err
 		}
 	}
@@ -143,7 +145,7 @@ func (a *Authority) ensureServiceAccountKeyLocked() error {
 	got, err := os.ReadFile(publicPath)
 	switch {
 	case missing(err):
-		if err := WriteFile(publicPath, want); err != nil {
+		if err := durable.WriteFile(publicPath, want, fileMode); err != nil {
 			return err
 		}
 	case err != nil:
@@ -195,7 +197,7 @@ func (a *Authority) ensureLeafLocked(spec leafSpec) error {
 	if _, err := writeKey(a.path(string(spec.name), ".key"), key); err != nil {
 		return err
 	}
-	if err := WriteFile(a.path(string(spec.name), ".crt"), text); err != nil {
+	if err := durable.WriteFile(a.path(string(spec.name), ".crt"), text, fileMode); err != nil {
 		return err
 	}
 	a.leaves[spec.name] = &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
