@@ -1,0 +1,150 @@
+//go:build linux
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lockName = "gantry.lock"
+	pidName  = "gantry.pid"
+	// pollEvery is how often a wait for another process looks again.
+	pollEvery = 50 * time.Millisecond
+)
+
+// LockedError says that another Gantry uses the data dir.
+type LockedError struct {
+	DataDir string
+	PID     int // 0 when the holder has not written it yet
+}
+
+func (e *LockedError) Error() string {
+	who := "another gantry"
+	if e.PID != 0 {
+		who = fmt.Sprintf("gantry with process id %d", e.PID)
+	}
+	return fmt.Sprintf("data dir %s is in use by %s; stop it with \"gantry down --data-dir %s\", or choose another --data-dir", e.DataDir, who, e.DataDir)
+}
+
+// Lock is the right to use one data dir. It ends with Unlock or with the process, however that ends.
+type Lock struct {
+	file    *os.File
+	pidFile string
+}
+
+// Acquire takes the data dir's lock and writes the pid file. It never waits: a dir in use is a
+// *LockedError at once.
+func Acquire(dataDir string) (*Lock, error) {
+	run := filepath.Join(dataDir, "run")
+	if err := os.MkdirAll(run, 0o700); err != nil {
+		return nil, fmt.Errorf("make %s: %w", run, err)
+	}
+	file, err := os.OpenFile(filepath.Join(run, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock of the data dir: %w", err)
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = file.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &LockedError{DataDir: dataDir, PID: readPID(run)}
+		}
+		return nil, fmt.Errorf("lock %s: %w", dataDir, err)
+	}
+	lock := &Lock{file: file, pidFile: filepath.Join(run, pidName)}
+	if err := os.WriteFile(lock.pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("write pid file: %w", err)
+	}
+	return lock, nil
+}
+
+// Unlock gives the data dir back and removes the pid file. A second call does nothing.
+func (l *Lock) Unlock() error {
+	if l.file == nil {
+		return nil
+	}
+	err := os.Remove(l.pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // the data dir was purged under us
+	}
+	err = errors.Join(err, l.file.Close())
+	l.file = nil
+	if err != nil {
+		return fmt.Errorf("unlock the data dir: %w", err)
+	}
+	return nil
+}
+
+// Holder returns the process id of the gantry that uses the data dir, and whether there is one. The
+// id is 0 for a holder that has only just begun.
+func Holder(dataDir string) (pid int, running bool, err error) {
+	run := filepath.Join(dataDir, "run")
+	file, err := os.Open(filepath.Join(run, lockName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("open lock of the data dir: %w", err)
+	}
+	defer func() { _ = file.Close() }() // gives back the shared lock too
+	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return readPID(run), true, nil
+	case err != nil:
+		return 0, false, fmt.Errorf("look at the lock of %s: %w", dataDir, err)
+	}
+	return 0, false, nil
+}
+
+// Terminate asks the gantry that uses the data dir to stop and waits until it has, or ctx ends. It
+// reports whether there was one.
+func Terminate(ctx context.Context, dataDir string) (bool, error) {
+	pid, running, err := Holder(dataDir)
+	if err != nil || !running {
+		return false, err
+	}
+	signalled := 0
+	ticker := time.NewTicker(pollEvery)
+	defer ticker.Stop()
+	for {
+		if pid != 0 && pid != signalled {
+			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return true, fmt.Errorf("stop gantry with process id %d: %w", pid, err)
+			}
+			signalled = pid
+		}
+		select {
+		case <-ctx.Done():
+			return true, fmt.Errorf("gantry with process id %d has not stopped: %w", pid, ctx.Err())
+		case <-ticker.C:
+		}
+		if pid, running, err = Holder(dataDir); err != nil || !running {
+			return true, err
+		}
+	}
+}
+
+func readPID(run string) int {
+	text, err := os.ReadFile(filepath.Join(run, pidName))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 0 {
+		return 0
+	}
+	return pid
+}
