@@ -41,6 +41,15 @@ func (c *Config) Path(elements ...string) string {
 	return filepath.Join(append([]string{c.DataDir}, elements...)...)
 }
 
+// APIURL is where programs on this machine reach the API.
+func (c *Config) APIURL() string {
+	addr := c.Listen
+	if addr.Addr().IsUnspecified() {
+		addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addr.Port())
+	}
+	return "https://" + addr.String()
+}
+
 // APIServiceIP is the cluster IP of the service default/kubernetes: the range's first address.
 func (c *Config) APIServiceIP() netip.Addr { return offset(c.ServiceCIDR.Addr(), 1) }
 

@@ -78,7 +78,7 @@ func Keys() []Key {
 	}
 }
 
-// Register adds a flag for each named key, or for every key when no name is given, and --config.
+// Register adds a flag for each named key, or for every key and --config when no name is given.
 func Register(flags *pflag.FlagSet, names ...string) {
 	for _, key := range Keys() {
 		if len(names) > 0 && !slices.Contains(names, key.Name) {
@@ -92,6 +92,9 @@ func Register(flags *pflag.FlagSet, names ...string) {
 		default:
 			flags.String(key.Name, key.Default, key.Usage)
 		}
+	}
+	if len(names) > 0 && !slices.Contains(names, KeyConfig) {
+		return
 	}
 	flags.String(KeyConfig, "", "YAML file of settings; its keys are the names of the flags")
 }

@@ -70,7 +70,6 @@ func Detach(ctx context.Context, opts DetachOptions) error {
 	cmd.Env = append(slices.Clip(env), readyEnv+"=3")
 	cmd.ExtraFiles = []*os.File{writer}
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = writer.Close()

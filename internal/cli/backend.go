@@ -1,0 +1,82 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/lifecycle"
+)
+
+// Backend is what commands do to this machine. A program built for clients only has an empty one, and
+// then the commands that need a member do not exist.
+type Backend struct {
+	// Versions lists the programs and libraries inside the binary, for "gantry version".
+	Versions func() []Version
+	// Up runs a node until ctx ends. The caller holds the data dir's lock.
+	Up func(ctx context.Context, run UpRequest) error
+	// Down stops what still runs after the main process has ended: edge, pods, mounts, interfaces and
+	// nftables tables. It finds nothing to do when called again. The caller holds the lock and, for
+	// "--purge", removes the data dir afterwards.
+	Down func(ctx context.Context, run DownRequest) error
+	// Doctor looks for what would keep a cluster on this machine from working.
+	Doctor func(ctx context.Context, c config.Config) ([]Finding, error)
+	// Images works on the node's images.
+	Images *Images
+}
+
+// Version is one part of the program.
+type Version struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// UpRequest is everything a node needs to run.
+type UpRequest struct {
+	Config   config.Config
+	Identity lifecycle.Identity // its Name is the node's, whatever Config.NodeName says
+	Version  string             // of Gantry
+	Steps    *lifecycle.Steps
+	Logger   *slog.Logger
+	Ready    func() // to be called once, when the node is Ready
+}
+
+// DownRequest says what to stop.
+type DownRequest struct {
+	Config config.Config
+	Steps  *lifecycle.Steps
+	Logger *slog.Logger
+}
+
+// Finding is one thing that "gantry doctor" found.
+type Finding struct {
+	Problem string                          `json:"problem"`
+	Cure    string                          `json:"cure"` // what Fix would do, as a command where there is one
+	Fix     func(ctx context.Context) error `json:"-"`    // nil when only a person can
+}
+
+// Images works on images; all members are required.
+type Images struct {
+	// Load imports a docker or OCI archive into the node of the data dir and returns the names it held.
+	Load   func(ctx context.Context, c config.Config, archive io.Reader) ([]string, error)
+	List   func(ctx context.Context, c config.Config) ([]Image, error)
+	Remove func(ctx context.Context, c config.Config, name string) error
+	// Build compiles a Go main package and writes it as an archive that Load reads. It needs no node.
+	Build func(ctx context.Context, run BuildRequest) error
+}
+
+// Image is one image of the node.
+type Image struct {
+	Name      string `json:"name"`
+	Digest    string `json:"digest"`
+	SizeBytes int64  `json:"sizeBytes"`
+}
+
+// BuildRequest says what to build.
+type BuildRequest struct {
+	Path     string    // folder of the main package
+	Name     string    // of the image, with a tag
+	Out      io.Writer // gets the archive
+	Progress io.Writer // gets what the compiler says
+}

@@ -1,0 +1,83 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"gantry.dev/gantry/internal/config"
+)
+
+// kubectlMissing says how to get kubectl: it is not part of the program, whose start it would slow.
+const kubectlMissing = `kubectl is not on this machine: "make kubectl" in the source folder of Gantry builds it, and https://kubernetes.io/docs/tasks/tools has it ready to run`
+
+func (a *app) kubectlCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "kubectl ...", Short: "Run this machine's kubectl on the cluster", GroupID: groupCluster,
+		DisableFlagParsing: true, // every argument is kubectl's
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Flags before the word kubectl are ours, and cobra leaves them among the arguments.
+			ours := a.env.Args[:slices.Index(a.env.Args, "kubectl")]
+			args := a.env.Args[len(ours)+1:]
+			flags := cmd.Root().PersistentFlags()
+			if err := flags.Parse(ours); err != nil {
+				return flagError(cmd.Root(), err)
+			}
+			program, err := a.findKubectl()
+			if err != nil {
+				return err
+			}
+			c, err := config.Load(config.Options{Flags: flags, Environ: a.env.Environ})
+			if err != nil {
+				return withCode(exitUsage, err)
+			}
+			environ := a.env.Environ
+			if !namesCluster(args) {
+				if _, err := readKubeconfig(c.Kubeconfig); err != nil {
+					return err
+				}
+				environ = append(slices.Clip(environ), "KUBECONFIG="+c.Kubeconfig)
+			}
+			return a.become(program, append([]string{"kubectl"}, args...), environ)
+		},
+	}
+}
+
+// namesCluster reports whether the arguments choose a cluster themselves.
+func namesCluster(args []string) bool {
+	for _, arg := range args {
+		if arg == "--" {
+			return false
+		}
+		if arg == "--kubeconfig" || strings.HasPrefix(arg, "--kubeconfig=") {
+			return true
+		}
+	}
+	return false
+}
+
+// findKubectl looks beside this program first, where "make build" and the release put it, then on PATH.
+func (a *app) findKubectl() (string, error) {
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "kubectl")
+		if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return beside, nil
+		}
+	}
+	for _, dir := range filepath.SplitList(a.getenv("PATH")) {
+		if dir == "" {
+			continue
+		}
+		path, err := exec.LookPath(filepath.Join(dir, "kubectl"))
+		if err == nil || errors.Is(err, exec.ErrDot) {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s", kubectlMissing)
+}

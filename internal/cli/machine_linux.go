@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/lifecycle"
+	"gantry.dev/gantry/internal/telemetry"
+)
+
+// stopTimeout is how long "down" waits for the main process.
+const stopTimeout = 2 * time.Minute
+
+// machineCommands are the commands that change this machine.
+func (a *app) machineCommands() []*cobra.Command {
+	var commands []*cobra.Command
+	if a.backend.Up != nil {
+		commands = append(commands, a.upCommand())
+	}
+	if a.backend.Down != nil {
+		commands = append(commands, a.downCommand(), a.uninstallCommand())
+	}
+	if a.backend.Doctor != nil {
+		commands = append(commands, a.doctorCommand())
+	}
+	return commands
+}
+
+func (a *app) upCommand() *cobra.Command {
+	var service bool
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start a node on this machine", GroupID: groupMachine, Args: exactArgs(),
+		Long: "Start a node on this machine and run until it is stopped by a signal. Containers go on\n" +
+			"when the node stops, and the next start takes them over; \"gantry down\" stops them too.",
+	}
+	var names []string
+	for _, key := range config.Keys() {
+		if key.Name != config.KeyDataDir && key.Name != config.KeyKubeconfig { // the root command has these
+			names = append(names, key.Name)
+		}
+	}
+	config.Register(cmd.Flags(), names...)
+	cmd.Flags().BoolVar(&service, "service", false, "install and start a systemd unit, so that the node starts at boot")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.load(cmd, false)
+		if err != nil {
+			return err
+		}
+		if err := checkMachine(c, "gantry up"); err != nil {
+			return err
+		}
+		switch {
+		case service && c.Detach:
+			return usage("--service and --detach exclude each other: a service is in the background anyway")
+		case service:
+			return a.upService(cmd, c)
+		case c.Detach:
+			return a.upDetached(cmd.Context(), c)
+		}
+		return a.upHere(cmd.Context(), c)
+	}
+	return cmd
+}
+
+// checkMachine is what can be checked before anything is changed.
+func checkMachine(c config.Config, what string) error {
+	if err := lifecycle.CheckRoot(what); err != nil {
+		return err
+	}
+	return lifecycle.CheckDataDir(c.DataDir)
+}
+
+// checkPorts refuses ports that others listen on.
+func checkPorts(c config.Config) error {
+	node := c.NodeIP
+	if !node.IsValid() {
+		node = netip.IPv4Unspecified()
+	}
+	return errors.Join(
+		lifecycle.CheckPort(c.Listen, "--"+config.KeyListen),
+		lifecycle.CheckPort(netip.AddrPortFrom(node, c.AgentPort), "--"+config.KeyAgentPort),
+	)
+}
+
+// upHere runs the node in this process.
+func (a *app) upHere(ctx context.Context, c config.Config) (err error) {
+	starter, err := lifecycle.FindStarter()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			starter.Failed(err)
+		}
+	}()
+	if starter != nil {
+		if err := os.Chdir("/"); err != nil { // a process in the background must not keep a folder busy
+			return fmt.Errorf("leave the current folder: %w", err)
+		}
+	}
+	ctx, stop := lifecycle.WithSignals(ctx, os.Exit)
+	defer stop()
+	lock, err := lifecycle.Acquire(c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	if err := checkPorts(c); err != nil {
+		return err
+	}
+	identity, err := lifecycle.EnsureIdentity(c.DataDir, c.NodeName, c.Given(config.KeyNodeName))
+	if err != nil {
+		return err
+	}
+	logger, err := telemetry.NewLogger(a.env.Stderr, c.LogFormat, c.LogLevel)
+	if err != nil {
+		return err
+	}
+	steps := lifecycle.NewSteps(a.env.Stderr)
+	if starter != nil {
+		steps = lifecycle.NewSteps(starter)
+	}
+	begun := time.Now()
+	err = a.backend.Up(ctx, UpRequest{
+		Config: c, Identity: identity, Version: a.env.Version, Steps: steps, Logger: logger,
+		Ready: func() {
+			steps.Say("node %s ready after %s", identity.Name, time.Since(begun).Round(time.Millisecond))
+			if err := lifecycle.NotifySystemd(lifecycle.SystemdReady); err != nil {
+				logger.Warn("systemd was not told", "err", err)
+			}
+			if starter == nil {
+				a.greet(c)
+			}
+			starter.Ready()
+		},
+	})
+	return err
+}
+
+// upDetached starts this program again in the background and waits until the node is ready. A node
+// that runs already is fine: the caller has what it wants.
+func (a *app) upDetached(ctx context.Context, c config.Config) error {
+	if pid, running, err := lifecycle.Holder(c.DataDir); err != nil {
+		return err
+	} else if running {
+		_, _ = fmt.Fprintf(a.env.Stderr, "gantry runs already, process id %d\n", pid)
+		a.greet(c)
+		return nil
+	}
+	if err := checkPorts(c); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	ctx, stop := lifecycle.WithSignals(ctx, os.Exit)
+	defer stop()
+	// The last word wins, whatever flags, environment or file said.
+	args := append(append([]string{}, a.env.Args...), "--"+config.KeyDetach+"=false")
+	err = lifecycle.Detach(ctx, lifecycle.DetachOptions{
+		Executable: self, Args: args, Env: a.env.Environ, LogPath: c.Path("log", "gantry.log"), Steps: lifecycle.NewSteps(a.env.Stderr),
+	})
+	if err != nil {
+		return err
+	}
+	a.greet(c)
+	return nil
+}
+
+// greet prints the address and the next command to try.
+func (a *app) greet(c config.Config) {
+	_ = a.printf("%s\ntry: gantry kubectl get nodes\n", c.APIURL())
+}

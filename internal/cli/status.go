@@ -1,0 +1,168 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// statusTimeout bounds the whole of "gantry status".
+const statusTimeout = 10 * time.Second
+
+// statusDocument is what "status --json" prints.
+type statusDocument struct {
+	Server      string             `json:"server"`
+	Nodes       []nodeStatus       `json:"nodes"`
+	Pods        map[string]int     `json:"pods"` // by phase
+	Deployments []deploymentStatus `json:"deployments"`
+}
+
+type nodeStatus struct {
+	Name    string `json:"name"`
+	Ready   bool   `json:"ready"`
+	Address string `json:"address"`
+	Version string `json:"version"`
+	Age     string `json:"age"`
+}
+
+type deploymentStatus struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Ready     int32  `json:"ready"`
+	Desired   int32  `json:"desired"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show the cluster in one screen", GroupID: groupCluster, Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path, err := a.kubeconfigPath(cmd)
+			if err != nil {
+				return err
+			}
+			text, err := readKubeconfig(path)
+			if err != nil {
+				return err
+			}
+			restConfig, err := clientcmd.RESTConfigFromKubeConfig(text)
+			if err != nil {
+				return usage("%s is not a kubeconfig: %w", path, err)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), statusTimeout)
+			defer cancel()
+			doc, err := readStatus(ctx, restConfig)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(doc)
+			}
+			return a.printTable(statusRows(doc))
+		},
+	}
+}
+
+func readStatus(ctx context.Context, restConfig *rest.Config) (statusDocument, error) {
+	client, err := rest.HTTPClientFor(restConfig)
+	if err != nil {
+		return statusDocument{}, fmt.Errorf("prepare to ask %s: %w", restConfig.Host, err)
+	}
+	var nodes corev1.NodeList
+	var pods corev1.PodList
+	var deployments appsv1.DeploymentList
+	for path, into := range map[string]any{"/api/v1/nodes": &nodes, "/api/v1/pods": &pods, "/apis/apps/v1/deployments": &deployments} {
+		if err := getJSON(ctx, client, restConfig.Host+path, into); err != nil {
+			return statusDocument{}, err
+		}
+	}
+	return summarize(restConfig.Host, nodes, pods, deployments, time.Now()), nil
+}
+
+func getJSON(ctx context.Context, client *http.Client, url string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", url, err)
+	}
+	request.Header.Set("Accept", "application/json")
+	response, err := client.Do(request)
+	if err != nil {
+		return withCode(exitUnreachable, fmt.Errorf("the cluster does not answer: %w; start it with \"gantry up\"", err))
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+		err := fmt.Errorf("%s answers %s: %s", url, response.Status, strings.TrimSpace(string(body)))
+		if response.StatusCode == http.StatusUnauthorized || response.StatusCode == http.StatusForbidden {
+			return withCode(exitUnreachable, err)
+		}
+		return err
+	}
+	if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the answer of %s: %w", url, errors.Join(err, ctx.Err()))
+	}
+	return nil
+}
+
+// summarize is pure.
+func summarize(server string, nodes corev1.NodeList, pods corev1.PodList, deployments appsv1.DeploymentList, now time.Time) statusDocument {
+	doc := statusDocument{Server: server, Nodes: []nodeStatus{}, Pods: map[string]int{}, Deployments: []deploymentStatus{}}
+	for _, node := range nodes.Items {
+		n := nodeStatus{Name: node.Name, Version: node.Status.NodeInfo.KubeletVersion, Age: age(now.Sub(node.CreationTimestamp.Time))}
+		for _, c := range node.Status.Conditions {
+			n.Ready = n.Ready || (c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue)
+		}
+		for _, addr := range node.Status.Addresses {
+			if addr.Type == corev1.NodeInternalIP && n.Address == "" {
+				n.Address = addr.Address
+			}
+		}
+		doc.Nodes = append(doc.Nodes, n)
+	}
+	for _, pod := range pods.Items {
+		doc.Pods[string(pod.Status.Phase)]++
+	}
+	for _, d := range deployments.Items {
+		desired := int32(1)
+		if d.Spec.Replicas != nil {
+			desired = *d.Spec.Replicas
+		}
+		doc.Deployments = append(doc.Deployments, deploymentStatus{d.Namespace, d.Name, d.Status.ReadyReplicas, desired})
+	}
+	return doc
+}
+
+func statusRows(doc statusDocument) [][]string {
+	rows := [][]string{{"cluster", doc.Server}}
+	for _, n := range doc.Nodes {
+		state := "not ready"
+		if n.Ready {
+			state = "ready"
+		}
+		rows = append(rows, []string{"node", n.Name, state, n.Address, n.Version, n.Age})
+	}
+	var phases []string
+	for _, phase := range []corev1.PodPhase{corev1.PodRunning, corev1.PodPending, corev1.PodSucceeded, corev1.PodFailed, corev1.PodUnknown} {
+		if count := doc.Pods[string(phase)]; count > 0 {
+			phases = append(phases, fmt.Sprintf("%d %s", count, strings.ToLower(string(phase))))
+		}
+	}
+	if len(phases) == 0 {
+		phases = []string{"none"}
+	}
+	rows = append(rows, []string{"pods", strings.Join(phases, ", ")})
+	for _, d := range doc.Deployments {
+		rows = append(rows, []string{"app", d.Namespace + "/" + d.Name, fmt.Sprintf("%d of %d ready", d.Ready, d.Desired)})
+	}
+	return rows
+}
