@@ -1,0 +1,90 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"gantry.dev/gantry/internal/config"
+)
+
+// fakeBackend plays a machine: images are lines of a file, a node is ready at once.
+func fakeBackend() Backend {
+	return Backend{
+		Versions: func() []Version { return []Version{{"kubernetes", "v1.36.3"}, {"etcd", "3.7.3"}} },
+		Up:       fakeUp,
+		Down: func(_ context.Context, run DownRequest) error {
+			run.Steps.Begin("pods", "stopped")(nil)
+			return nil
+		},
+		Doctor: fakeDoctor,
+		Images: &Images{
+			Load: fakeLoad,
+			List: func(context.Context, config.Config) ([]Image, error) {
+				return []Image{{Name: "docker.io/library/hello:1", Digest: "sha256:0123456789abcdef", SizeBytes: 7_340_032}}, nil
+			},
+			Remove: func(_ context.Context, _ config.Config, name string) error {
+				return fmt.Errorf("there is no image %s on this node; see \"gantry image ls\"", name)
+			},
+			Build: func(_ context.Context, run BuildRequest) error {
+				if strings.Contains(run.Path, "broken") {
+					return errors.New("main.go:3: syntax error")
+				}
+				_, err := fmt.Fprintln(run.Out, run.Name)
+				return err
+			},
+		},
+	}
+}
+
+func fakeUp(ctx context.Context, run UpRequest) error {
+	run.Steps.Begin("store", "ready")(nil)
+	if run.Config.ClusterDomain == "broken.local" {
+		run.Logger.Error("the store is upset")
+		return errors.New("store: upset")
+	}
+	if err := os.WriteFile(run.Config.Kubeconfig, []byte(fakeKubeconfig), 0o600); err != nil {
+		return err
+	}
+	run.Ready()
+	<-ctx.Done()
+	return nil
+}
+
+func fakeDoctor(context.Context, config.Config) ([]Finding, error) {
+	mark := os.Getenv("WORK") + "/cured"
+	if _, err := os.Stat(mark); err == nil {
+		return nil, nil
+	}
+	return []Finding{{
+		Problem: "the rule \"drop\" of table filter keeps pods from the network", Cure: "nft add rule ip filter FORWARD accept",
+		Fix: func(context.Context) error { return os.WriteFile(mark, nil, 0o600) },
+	}}, nil
+}
+
+func fakeLoad(_ context.Context, _ config.Config, archive io.Reader) ([]string, error) {
+	var names []string
+	scanner := bufio.NewScanner(archive)
+	for scanner.Scan() {
+		names = append(names, scanner.Text())
+	}
+	if err := scanner.Err(); err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return nil, errors.New("the archive holds no image")
+	}
+	return names, nil
+}
+
+const fakeKubeconfig = `apiVersion: v1
+kind: Config
+current-context: gantry
+clusters: [{name: gantry, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: gantry-admin, user: {token: secret}}]
+contexts: [{name: gantry, context: {cluster: gantry, user: gantry-admin}}]
+`
