@@ -125,7 +125,6 @@ func (a *Authority) Run(ctx context.Context) error {
 	for {
 		wait := a.untilNext(time.Now())
 		if wait <= 0 {
-			wait = 0
 			if err := a.Ensure(ctx); err != nil && ctx.Err() == nil {
 				a.logger.Error("certificates are not renewed", "err", err)
 				wait = retryAfter
