@@ -19,7 +19,7 @@ import (
 )
 
 // tokenSubresource issues tokens for a service account.
-func tokenSubresource(issue IssueToken) *subresource {
+func tokenSubresource(reg *Registry) *subresource {
 	return &subresource{
 		info:   SubresourceInfo{Name: "token", Kind: authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), Verbs: []string{"create"}},
 		newObj: func() runtime.Object { return &authenticationv1.TokenRequest{} },
@@ -28,7 +28,7 @@ func tokenSubresource(issue IssueToken) *subresource {
 			if !ok {
 				return nil, apierrors.NewBadRequest(fmt.Sprintf("not a TokenRequest: %T", in))
 			}
-			if issue == nil {
+			if reg.issueToken == nil {
 				return nil, apierrors.NewMethodNotSupported(r.Resource.GroupResource(), "create")
 			}
 			legacyscheme.Scheme.Default(request)
@@ -43,7 +43,7 @@ func tokenSubresource(issue IssueToken) *subresource {
 			if err != nil {
 				return nil, err
 			}
-			return issue(ctx, entry.Object.(*corev1.ServiceAccount), request)
+			return reg.issueToken(ctx, entry.Object.(*corev1.ServiceAccount), request)
 		},
 	}
 }

@@ -52,7 +52,7 @@ func (r *Resource) createPrepared(ctx context.Context, namespace string, obj sto
 	attributes := func(obj runtime.Object, name string) admission.Attributes {
 		return r.attributes(ctx, obj, nil, namespace, name, "", admission.Create, opts, isDryRun(opts.DryRun))
 	}
-	if adm := r.registry.opts.Admission; adm != nil {
+	if adm := r.registry.admission; adm != nil {
 		if err := adm.Admit(ctx, attributes(internal, obj.GetName())); err != nil {
 			return nil, err
 		}
@@ -95,7 +95,7 @@ func (r *Resource) createOnce(ctx context.Context, internal runtime.Object, attr
 	if err != nil {
 		return nil, err
 	}
-	if adm := r.registry.opts.Admission; adm != nil {
+	if adm := r.registry.admission; adm != nil {
 		if err := adm.Validate(ctx, attributes(internal, meta.GetName())); err != nil {
 			return nil, err
 		}

@@ -50,7 +50,7 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 	if err != nil {
 		return DeleteResult{}, false, err
 	}
-	if adm := r.registry.opts.Admission; adm != nil {
+	if adm := r.registry.admission; adm != nil {
 		attributes := r.attributes(ctx, nil, internal, namespace, current.Object.GetName(), "", admission.Delete, opts, isDryRun(opts.DryRun))
 		if err := adm.Admit(ctx, attributes); err != nil {
 			return DeleteResult{}, false, err

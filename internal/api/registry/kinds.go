@@ -62,7 +62,7 @@ func (r *Registry) builtins() []*definition {
 			at("/registry/services/specs/").withStatus(service.StatusStrategy).selects(serviceFields).
 			connects("proxy").hooked(r.serviceHooks()),
 		define[corev1.ServiceAccount](core, "serviceaccounts", serviceaccount.Strategy).short("sa").
-			action(tokenSubresource(r.opts.IssueToken)),
+			action(tokenSubresource(r)),
 
 		define[appsv1.ControllerRevision](apps, "controllerrevisions", controllerrevision.Strategy),
 		define[appsv1.Deployment](apps, "deployments", deployment.Strategy).short("deploy").category("all").

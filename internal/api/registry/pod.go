@@ -39,7 +39,7 @@ func (r *Resource) CreateSub(ctx context.Context, namespace, name, sub string, o
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("name in URL (%s) does not match name in %s object (%s)", name, s.info.Kind.Kind, meta.GetObjectMeta().GetName()))
 		}
 	}
-	if adm := r.registry.opts.Admission; adm != nil {
+	if adm := r.registry.admission; adm != nil {
 		internal, err := legacyscheme.Scheme.ConvertToVersion(obj, internalVersion(s.info.Kind))
 		if err != nil {
 			return nil, fmt.Errorf("converting %T: %w", obj, err)

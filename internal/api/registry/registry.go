@@ -47,9 +47,7 @@ type IssueToken func(ctx context.Context, account *corev1.ServiceAccount, reques
 type Options struct {
 	Logger      *slog.Logger // default: discards
 	Sealer      store.Sealer // encrypts Secrets at rest; nil stores them in the clear
-	Admission   Admission    // nil admits everything
 	RoleGuard   RoleGuard    // nil lets everyone write roles
-	IssueToken  IssueToken   // nil refuses token requests
 	ServiceCIDR netip.Prefix // cluster IPs are taken from here
 	NodePorts   PortRange    // default 30000 to 32767
 }
@@ -60,18 +58,20 @@ type PortRange struct{ First, Last int }
 // Registry serves every kind. Make one with New; its store must be running before verbs are
 // called.
 type Registry struct {
-	opts      Options
-	store     *store.Store
-	defs      []*definition
-	resources []*Resource
-	byName    map[schema.GroupVersionResource]*Resource
-	byKind    map[schema.GroupVersionKind]*Resource
-	schemas   typeSchemas
-	alloc     *serviceAllocator
+	opts       Options
+	store      *store.Store
+	admission  Admission
+	issueToken IssueToken
+	defs       []*definition
+	resources  []*Resource
+	byName     map[schema.GroupVersionResource]*Resource
+	byKind     map[schema.GroupVersionKind]*Resource
+	schemas    typeSchemas
+	alloc      *serviceAllocator
 }
 
 // New checks opts and returns a Registry together with the kinds that its store must keep;
-// give them to store.New and the store to Use.
+// give them to store.New, and the store to Use.
 func New(opts Options) (*Registry, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -117,11 +117,18 @@ func (r *Registry) Kinds() []*store.Kind {
 	return kinds
 }
 
-// Use gives the registry its store. It is called once, before any verb.
-func (r *Registry) Use(st *store.Store) {
-	r.store = st
+// Wiring is what the registry needs and what is itself made from the registry.
+type Wiring struct {
+	Store      *store.Store // keeps Kinds; required
+	Admission  Admission    // nil admits everything
+	IssueToken IssueToken   // nil refuses token requests
+}
+
+// Use completes the registry. It is called once, before any verb.
+func (r *Registry) Use(w Wiring) {
+	r.store, r.admission, r.issueToken = w.Store, w.Admission, w.IssueToken
 	for _, res := range r.resources {
-		res.store = st
+		res.store = w.Store
 	}
 }
 

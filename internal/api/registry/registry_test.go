@@ -36,7 +36,7 @@ func start(t testing.TB, opts Options) *Registry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Use(st)
+	r.Use(Wiring{Store: st})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- st.Run(ctx) }()

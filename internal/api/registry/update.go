@@ -153,7 +153,7 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 	if err != nil {
 		return nil, false, err
 	}
-	if adm := r.registry.opts.Admission; adm != nil {
+	if adm := r.registry.admission; adm != nil {
 		if err := adm.Admit(ctx, r.updateAttributes(ctx, u, internal, oldInternal)); err != nil {
 			return nil, false, err
 		}
@@ -212,7 +212,7 @@ func (r *Resource) prepareUpdate(ctx context.Context, u updating, internal, oldI
 	if internal, err = fieldmanager.IgnoreManagedFieldsTimestampsTransformer(ctx, internal, oldInternal); err != nil {
 		return nil, false, err
 	}
-	if adm := r.registry.opts.Admission; adm != nil {
+	if adm := r.registry.admission; adm != nil {
 		if err := adm.Validate(ctx, r.updateAttributes(ctx, u, internal, oldInternal)); err != nil {
 			return nil, false, err
 		}
