@@ -1,3 +1,4 @@
-// Package invariant states what must hold whatever the input: a violation is a fault of the
-// program, and going on would write wrong state.
+// Package invariant stops the process when something that must hold does not.
+//
+// It is for mistakes in Gantry's own code, never for input: going on would write wrong state.
 package invariant
