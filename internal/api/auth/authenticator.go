@@ -1,0 +1,223 @@
+package auth
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/request/websocket"
+	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// DefaultIssuer is the issuer of service account tokens when Options names none: what kubeadm sets.
+const DefaultIssuer = "https://kubernetes.default.svc.cluster.local"
+
+// Options tells New what credentials to believe and where the objects are that they refer to.
+type Options struct {
+	ClientCAs  func() *x509.CertPool // who may sign client certificates; a new pool takes effect at once; nil: no certificates
+	SigningKey crypto.Signer         // *ecdsa.PrivateKey or *rsa.PrivateKey that signs service account tokens; required
+	VerifyKeys []crypto.PublicKey    // further keys whose tokens are accepted, for rotation
+	Issuer     string                // default DefaultIssuer
+	Audiences  []string              // audiences of this API server; default {Issuer}
+	Reader     client.Reader         // service accounts, pods, secrets and nodes that tokens are bound to; required
+	CacheSize  int                   // verified credentials kept of each sort, default 4096
+}
+
+// ErrInvalidCredentials is returned for credentials that were given and are not good.
+var ErrInvalidCredentials = errors.New("invalid credentials")
+
+// Authenticator says who sends a request. It is safe for concurrent use.
+type Authenticator struct {
+	opts      Options
+	tokens    *tokenAuthenticator
+	webSocket *websocket.ProtocolAuthenticator
+	issuer    *tokenIssuer
+
+	certMu   sync.Mutex // guards the fields below
+	certPool *x509.CertPool
+	certs    map[[sha256.Size]byte]*verifiedCert
+}
+
+// verifiedCert is the user a certificate chain stands for while now is inside its validity.
+type verifiedCert struct {
+	response            *authenticator.Response
+	notBefore, notAfter time.Time
+}
+
+// New checks opts and returns an Authenticator.
+func New(opts Options) (*Authenticator, error) {
+	if opts.SigningKey == nil {
+		return nil, errors.New("auth: Options.SigningKey is nil")
+	}
+	if opts.Reader == nil {
+		return nil, errors.New("auth: Options.Reader is nil")
+	}
+	if opts.Issuer == "" {
+		opts.Issuer = DefaultIssuer
+	}
+	if len(opts.Audiences) == 0 {
+		opts.Audiences = []string{opts.Issuer}
+	}
+	if opts.CacheSize == 0 {
+		opts.CacheSize = 4096
+	}
+	if opts.CacheSize < 1 {
+		return nil, fmt.Errorf("auth: CacheSize is %d, want at least 1", opts.CacheSize)
+	}
+	tokens, err := newTokenAuthenticator(opts)
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := newTokenIssuer(opts)
+	if err != nil {
+		return nil, err
+	}
+	return &Authenticator{
+		opts: opts, tokens: tokens, issuer: issuer,
+		webSocket: websocket.NewProtocolAuthenticator(tokens),
+		certs:     map[[sha256.Size]byte]*verifiedCert{},
+	}, nil
+}
+
+// AuthenticateRequest returns the user of req. Without credentials it is system:anonymous and ok is true; with
+// credentials that are no good err is not nil (the answer is 401). The response is shared: read-only.
+func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 && a.opts.ClientCAs != nil {
+		response, err := a.authenticateCert(req.TLS.PeerCertificates)
+		if response != nil {
+			return response, true, nil
+		}
+		if err != nil && req.Header.Get("Authorization") == "" {
+			return nil, false, err
+		}
+	}
+	if token := bearerToken(req.Header); token != "" {
+		response, ok, err := a.tokens.AuthenticateToken(req.Context(), token)
+		if err == nil && !ok {
+			err = ErrInvalidCredentials
+		}
+		return response, ok, err
+	}
+	if req.Header.Get("Sec-Websocket-Protocol") != "" {
+		if response, ok, err := a.webSocket.AuthenticateRequest(req); ok || err != nil {
+			return response, ok, err
+		}
+	}
+	return anonymousResponse, true, nil
+}
+
+// AuthenticateToken checks a bearer token, for TokenReview.
+func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*authenticator.Response, bool, error) {
+	return a.tokens.AuthenticateToken(ctx, token)
+}
+
+// anonymousResponse is the user without credentials. It is never changed.
+var anonymousResponse = &authenticator.Response{
+	User: &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}},
+}
+
+// bearerToken returns the token of the Authorization header or "".
+func bearerToken(header http.Header) string {
+	value := strings.TrimSpace(header.Get("Authorization"))
+	scheme, token, found := strings.Cut(value, " ")
+	if !found || !strings.EqualFold(scheme, "bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
+}
+
+// authenticateCert verifies a chain (leaf first) against the current pool. Both results nil: the certificate names nobody.
+func (a *Authenticator) authenticateCert(chain []*x509.Certificate) (*authenticator.Response, error) {
+	pool := a.opts.ClientCAs()
+	if pool == nil {
+		return nil, nil
+	}
+	key, now := sha256.Sum256(chain[0].Raw), time.Now()
+	a.certMu.Lock()
+	if pool != a.certPool { // another CA: nothing that was verified counts any more
+		a.certPool = pool
+		clear(a.certs)
+	}
+	known := a.certs[key]
+	a.certMu.Unlock()
+	if known != nil && !now.Before(known.notBefore) && !now.After(known.notAfter) {
+		return known.response, nil
+	}
+	fresh, err := verifyCert(chain, pool, now)
+	if fresh == nil || err != nil {
+		return nil, err
+	}
+	a.certMu.Lock()
+	defer a.certMu.Unlock()
+	if pool == a.certPool {
+		evictOne(a.certs, a.opts.CacheSize)
+		a.certs[key] = fresh
+	}
+	return fresh.response, nil
+}
+
+// verifyCert checks the signatures up to pool and reads the user out of the leaf.
+func verifyCert(chain []*x509.Certificate, pool *x509.CertPool, now time.Time) (*verifiedCert, error) {
+	opts := x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if len(chain) > 1 {
+		opts.Intermediates = x509.NewCertPool()
+		for _, intermediate := range chain[1:] {
+			opts.Intermediates.AddCert(intermediate)
+		}
+	}
+	verified, err := chain[0].Verify(opts)
+	if err != nil {
+		return nil, fmt.Errorf("verifying certificate SN=%d failed: %w", chain[0].SerialNumber, err)
+	}
+	for _, path := range verified {
+		response, ok, err := x509request.CommonNameUserConversion(path)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		out := &verifiedCert{response: withAuthenticated(response), notBefore: path[0].NotBefore, notAfter: path[0].NotAfter}
+		for _, cert := range path[1:] {
+			if cert.NotAfter.Before(out.notAfter) {
+				out.notAfter = cert.NotAfter
+			}
+		}
+		return out, nil
+	}
+	return nil, nil
+}
+
+// withAuthenticated returns response with group system:authenticated added.
+func withAuthenticated(response *authenticator.Response) *authenticator.Response {
+	info := response.User
+	if slices.Contains(info.GetGroups(), user.AllAuthenticated) {
+		return response
+	}
+	return &authenticator.Response{Audiences: response.Audiences, User: &user.DefaultInfo{
+		Name: info.GetName(), UID: info.GetUID(), Extra: info.GetExtra(),
+		Groups: append(slices.Clone(info.GetGroups()), user.AllAuthenticated),
+	}}
+}
+
+// evictOne makes room for one more entry in a cache of at most size entries. Any entry goes: map order is random.
+func evictOne[K comparable, V any](cache map[K]V, size int) {
+	if len(cache) < size {
+		return
+	}
+	for key := range cache {
+		delete(cache, key)
+		return
+	}
+}

@@ -1,0 +1,185 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	rbacregistry "k8s.io/kubernetes/pkg/registry/rbac"
+	"k8s.io/kubernetes/pkg/registry/rbac/validation"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// CheckEscalation says whether info may write object, a role or binding of rbac.authorization.k8s.io/v1, in place of
+// old (nil on create): nobody may grant what they do not have, unless they may "escalate" the role or "bind" it. Any
+// other kind passes. The error is what the API answers. The namespace is the object's own.
+func (a *Authorizer) CheckEscalation(ctx context.Context, info user.Info, object, old client.Object) error {
+	if slices.Contains(info.GetGroups(), user.SystemPrivilegedGroup) {
+		return nil
+	}
+	check := escalation{authorizer: a, info: info, namespace: object.GetNamespace(), name: object.GetName()}
+	var err error
+	switch o := object.(type) {
+	case *rbacv1.ClusterRole:
+		check.resource = "clusterroles"
+		before, _ := old.(*rbacv1.ClusterRole)
+		if before != nil && rbacregistry.IsOnlyMutatingGCFields(o, before, equality.Semantic) {
+			return nil
+		}
+		err = check.clusterRole(ctx, o, before)
+	case *rbacv1.Role:
+		check.resource = "roles"
+		if before, _ := old.(*rbacv1.Role); before != nil && rbacregistry.IsOnlyMutatingGCFields(o, before, equality.Semantic) {
+			return nil
+		}
+		err = check.role(ctx, o.Rules)
+	case *rbacv1.ClusterRoleBinding:
+		check.resource = "clusterrolebindings"
+		if before, _ := old.(*rbacv1.ClusterRoleBinding); before != nil && rbacregistry.IsOnlyMutatingGCFields(o, before, equality.Semantic) {
+			return nil
+		}
+		err = check.binding(ctx, o.RoleRef)
+	case *rbacv1.RoleBinding:
+		check.resource = "rolebindings"
+		if before, _ := old.(*rbacv1.RoleBinding); before != nil && rbacregistry.IsOnlyMutatingGCFields(o, before, equality.Semantic) {
+			return nil
+		}
+		err = check.binding(ctx, o.RoleRef)
+	}
+	return err
+}
+
+// escalation is one check.
+type escalation struct {
+	authorizer                *Authorizer
+	info                      user.Info
+	resource, namespace, name string
+}
+
+// fullAuthority is what changing an aggregation rule takes: it can gather anything.
+func fullAuthority() []rbacv1.PolicyRule {
+	all := []string{"*"}
+	return []rbacv1.PolicyRule{{Verbs: all, APIGroups: all, Resources: all}, {Verbs: all, NonResourceURLs: all}}
+}
+
+func (e *escalation) clusterRole(ctx context.Context, role, before *rbacv1.ClusterRole) error {
+	if e.may(ctx, "escalate", e.resource, e.name) {
+		return nil
+	}
+	if err := e.covered(ctx, role.Rules); err != nil {
+		return err
+	}
+	aggregates := func(r *rbacv1.ClusterRole) bool {
+		return r != nil && r.AggregationRule != nil && len(r.AggregationRule.ClusterRoleSelectors) > 0
+	}
+	if (aggregates(role) || aggregates(before)) && e.covered(ctx, fullAuthority()) != nil {
+		return e.forbidden(errors.New("must have cluster-admin privileges to use the aggregationRule"))
+	}
+	return nil
+}
+
+func (e *escalation) role(ctx context.Context, rules []rbacv1.PolicyRule) error {
+	if e.may(ctx, "escalate", e.resource, e.name) {
+		return nil
+	}
+	return e.covered(ctx, rules)
+}
+
+func (e *escalation) binding(ctx context.Context, ref rbacv1.RoleRef) error {
+	resource := ""
+	switch ref.Kind {
+	case "ClusterRole":
+		resource = "clusterroles"
+	case "Role":
+		resource = "roles"
+	}
+	if resource != "" && e.may(ctx, "bind", resource, ref.Name) {
+		return nil
+	}
+	rules, err := (resolver{&e.authorizer.rbac}).GetRoleReferenceRules(ctx, ref, e.namespace)
+	if err != nil {
+		return err
+	}
+	return e.covered(ctx, rules)
+}
+
+// may asks the authorizer for one of RBAC's special verbs.
+func (e *escalation) may(ctx context.Context, verb, resource, name string) bool {
+	decision, _, err := e.authorizer.Authorize(ctx, &authorizer.AttributesRecord{
+		User: e.info, Verb: verb, Namespace: e.namespace, APIGroup: rbacv1.GroupName, APIVersion: "*",
+		Resource: resource, Name: name, ResourceRequest: true,
+	})
+	return err == nil && decision == authorizer.DecisionAllow
+}
+
+// covered returns 403 unless the user holds all of rules.
+func (e *escalation) covered(ctx context.Context, rules []rbacv1.PolicyRule) error {
+	ctx = request.WithNamespace(request.WithUser(ctx, e.info), e.namespace)
+	if err := validation.ConfirmNoEscalation(ctx, resolver{&e.authorizer.rbac}, rules); err != nil {
+		return e.forbidden(err)
+	}
+	return nil
+}
+
+func (e *escalation) forbidden(err error) error {
+	return apierrors.NewForbidden(schema.GroupResource{Group: rbacv1.GroupName, Resource: e.resource}, e.name, err)
+}
+
+// resolver lets upstream's checks read our index.
+type resolver struct{ rbac *RBAC }
+
+var _ validation.AuthorizationRuleResolver = resolver{}
+
+// GetRoleReferenceRules implements validation.AuthorizationRuleResolver.
+func (r resolver) GetRoleReferenceRules(_ context.Context, ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRule, error) {
+	key := roleKey{"", ref.Name}
+	switch ref.Kind {
+	case "ClusterRole":
+	case "Role":
+		key.namespace = namespace
+	default:
+		return nil, fmt.Errorf("unsupported role reference kind: %q", ref.Kind)
+	}
+	r.rbac.mu.RLock()
+	defer r.rbac.mu.RUnlock()
+	if found := r.rbac.roles[key]; found != nil && (ref.Kind == "ClusterRole" || namespace != "") {
+		return found.rules, nil
+	}
+	resource := map[string]string{"ClusterRole": "clusterroles", "Role": "roles"}[ref.Kind]
+	return nil, apierrors.NewNotFound(rbacv1.Resource(resource), ref.Name)
+}
+
+// RulesFor implements validation.AuthorizationRuleResolver.
+func (r resolver) RulesFor(_ context.Context, info user.Info, namespace string) ([]rbacv1.PolicyRule, error) {
+	return r.rbac.PolicyRulesFor(info, namespace)
+}
+
+// VisitRulesFor implements validation.AuthorizationRuleResolver.
+func (r resolver) VisitRulesFor(_ context.Context, info user.Info, namespace string, visit func(fmt.Stringer, *rbacv1.PolicyRule, error) bool) {
+	r.rbac.mu.RLock()
+	defer r.rbac.mu.RUnlock()
+	r.rbac.visitLocked(info, namespace, func(g *grant, found *role, err error) bool {
+		if err != nil {
+			return visit(nil, nil, err)
+		}
+		for i := range found.rules {
+			if !visit(grantSource(g.reason), &found.rules[i], nil) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// grantSource names a grant.
+type grantSource string
+
+func (s grantSource) String() string { return string(s) }
