@@ -52,6 +52,10 @@ func cluster() client.Client {
 		&corev1.Pod{ObjectMeta: meta("other", "other"), Spec: corev1.PodSpec{ServiceAccountName: "default"}}).Build()
 }
 
+func account() *corev1.ServiceAccount {
+	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "n1", Name: "sa", UID: "uid-sa"}}
+}
+
 func newAuthenticator(t testing.TB, opts Options) *Authenticator {
 	if opts.SigningKey == nil {
 		opts.SigningKey = newKey(t)
@@ -64,7 +68,7 @@ func newAuthenticator(t testing.TB, opts Options) *Authenticator {
 }
 
 func tokenFor(t testing.TB, a *Authenticator, spec authenticationv1.TokenRequestSpec) *authenticationv1.TokenRequest {
-	out, err := a.IssueToken(t.Context(), "n1", "sa", &authenticationv1.TokenRequest{Spec: spec})
+	out, err := a.IssueToken(t.Context(), account(), &authenticationv1.TokenRequest{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +159,7 @@ func TestRefusedTokenRequests(t *testing.T) {
 		"uid of another": {authenticationv1.TokenRequest{ObjectMeta: metav1.ObjectMeta{UID: "else"}}, apierrors.IsConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := a.IssueToken(t.Context(), "n1", "sa", &tc.request); !tc.check(err) {
+			if _, err := a.IssueToken(t.Context(), account(), &tc.request); !tc.check(err) {
 				t.Errorf("IssueToken: %v", err)
 			}
 		})

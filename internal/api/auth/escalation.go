@@ -9,6 +9,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -55,6 +56,25 @@ func (a *Authorizer) CheckEscalation(ctx context.Context, info user.Info, object
 		err = check.binding(ctx, o.RoleRef)
 	}
 	return err
+}
+
+// CheckRole is CheckEscalation for the user that ctx carries; old is nil on create.
+func (a *Authorizer) CheckRole(ctx context.Context, object, old runtime.Object) error {
+	info, ok := request.UserFrom(ctx)
+	if !ok {
+		return apierrors.NewInternalError(errors.New("no user on context"))
+	}
+	written, ok := object.(client.Object)
+	if !ok {
+		return apierrors.NewInternalError(fmt.Errorf("%T is no object", object))
+	}
+	before, _ := old.(client.Object)
+	return a.CheckEscalation(ctx, info, written, before)
+}
+
+// CheckBinding is CheckRole for bindings.
+func (a *Authorizer) CheckBinding(ctx context.Context, object, old runtime.Object) error {
+	return a.CheckRole(ctx, object, old)
 }
 
 // escalation is one check.

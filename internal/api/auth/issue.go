@@ -45,25 +45,17 @@ type boundObjects struct {
 	node   *core.Node
 }
 
-// IssueToken answers a create of serviceaccounts/token: a signed token for the account namespace/name, bound as
-// request asks. request is not changed. Errors are API errors as upstream words them.
-func (a *Authenticator) IssueToken(ctx context.Context, namespace, name string, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
-	return a.issuer.issue(ctx, namespace, name, request)
+// IssueToken answers a create of serviceaccounts/token: a signed token for account, bound as request asks. Neither is
+// changed. Errors are API errors as upstream words them.
+func (a *Authenticator) IssueToken(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+	return a.issuer.issue(ctx, account, request)
 }
 
-func (i *tokenIssuer) issue(ctx context.Context, namespace, name string, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+func (i *tokenIssuer) issue(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
 	out := request.DeepCopy()
 	authenticationconv.SetObjectDefaults_TokenRequest(out)
-	if err := checkIdentity(out, namespace, name); err != nil {
+	if err := checkIdentity(out, account); err != nil {
 		return nil, err
-	}
-	account, err := i.reader.GetServiceAccount(ctx, namespace, name)
-	if err != nil {
-		return nil, err
-	}
-	if out.UID != "" && out.UID != account.UID {
-		return nil, apierrors.NewConflict(schema.GroupResource{Group: tokenRequestKind.Group, Resource: tokenRequestKind.Kind}, name,
-			fmt.Errorf("the UID in the token request (%s) does not match the UID of the service account (%s)", out.UID, account.UID))
 	}
 	if len(out.Spec.Audiences) == 0 {
 		out.Spec.Audiences = slices.Clone(i.audiences)
@@ -93,19 +85,23 @@ func (i *tokenIssuer) issue(ctx context.Context, namespace, name string, request
 	return out, nil
 }
 
-// checkIdentity refuses a body whose name or namespace differs from the URL's.
-func checkIdentity(request *authenticationv1.TokenRequest, namespace, name string) error {
+// checkIdentity refuses a body whose name, namespace or UID differs from the account's.
+func checkIdentity(request *authenticationv1.TokenRequest, account *corev1.ServiceAccount) error {
 	path := field.NewPath("metadata")
 	var errs field.ErrorList
-	if request.Name != "" && request.Name != name {
+	if request.Name != "" && request.Name != account.Name {
 		errs = append(errs, field.Invalid(path.Child("name"), request.Name, "must match the service account name if specified"))
-	} else if request.Namespace != "" && request.Namespace != namespace {
+	} else if request.Namespace != "" && request.Namespace != account.Namespace {
 		errs = append(errs, field.Invalid(path.Child("namespace"), request.Namespace, "must match the service account namespace if specified"))
 	}
-	if len(errs) == 0 {
-		return nil
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(tokenRequestKind.GroupKind(), account.Name, errs)
 	}
-	return apierrors.NewInvalid(tokenRequestKind.GroupKind(), name, errs)
+	if request.UID != "" && request.UID != account.UID {
+		return apierrors.NewConflict(schema.GroupResource{Group: tokenRequestKind.Group, Resource: tokenRequestKind.Kind}, account.Name,
+			fmt.Errorf("the UID in the token request (%s) does not match the UID of the service account (%s)", request.UID, account.UID))
+	}
+	return nil
 }
 
 // bind looks up the object that ref names and checks that it is the one meant.

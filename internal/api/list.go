@@ -1,0 +1,127 @@
+package api
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gantry.dev/gantry/internal/api/registry"
+	"gantry.dev/gantry/internal/store"
+)
+
+// list answers a list from the kept bytes of its objects.
+func (s *Server) list(q *query, ep *endpoint) int {
+	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	if !ok {
+		return s.fail(q, notAcceptable(classObject))
+	}
+	if q.listErr != nil {
+		return s.fail(q, q.listErr)
+	}
+	got, err := ep.List(q.r.Context(), q.namespace(), q.list.ListOptions)
+	if err != nil {
+		return s.fail(q, err)
+	}
+	return s.entries(q, out, ep, got)
+}
+
+// listMeta is the metadata of a page.
+func listMeta(list *registry.List) metav1.ListMeta {
+	return metav1.ListMeta{ResourceVersion: strconv.FormatInt(list.Revision, 10), Continue: list.Continue, RemainingItemCount: list.Remaining}
+}
+
+// entries sends a page of objects.
+func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) int {
+	if out.shape != shapeObject {
+		return s.shapedList(q, out, ep, &got)
+	}
+	items, isProto, err := encoded(got.Entries, out.format == formatProto)
+	if err != nil {
+		return s.crash(q, err)
+	}
+	if out.format == formatProto && !isProto {
+		out.format = formatJSON
+	}
+	buffer := takeBuffer(listSize(items))
+	defer giveBuffer(buffer)
+	if isProto {
+		*buffer, err = ep.appendProtoList(*buffer, listMeta(&got), items)
+	} else {
+		*buffer, err = ep.appendJSONList(*buffer, listMeta(&got), items)
+	}
+	if err != nil {
+		return s.crash(q, err)
+	}
+	if isProto {
+		return s.send(q, out, http.StatusOK, *buffer)
+	}
+	out.pretty = wantsPretty(&out, q.r)
+	return s.sendJSON(q, out, http.StatusOK, *buffer)
+}
+
+// encoded gathers the kept bytes of entries. isProto is false if one of them has no protobuf form.
+func encoded(entries []*store.Entry, proto bool) (items [][]byte, isProto bool, err error) {
+	items = make([][]byte, len(entries))
+	for i, entry := range entries {
+		if proto {
+			if items[i], err = entry.Proto(); err != nil {
+				return nil, false, err
+			}
+			if items[i] == nil {
+				return encoded(entries, false)
+			}
+			continue
+		}
+		if items[i], err = entry.JSON(); err != nil {
+			return nil, false, err
+		}
+	}
+	return items, proto, nil
+}
+
+// maxKeptBuffer bounds the buffers kept between requests; a larger one is left to the collector.
+const maxKeptBuffer = 8 << 20
+
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// takeBuffer returns an empty buffer with room for size bytes.
+func takeBuffer(size int) *[]byte {
+	buffer, _ := buffers.Get().(*[]byte)
+	if cap(*buffer) < size {
+		*buffer = make([]byte, 0, size)
+	}
+	*buffer = (*buffer)[:0]
+	return buffer
+}
+
+func giveBuffer(buffer *[]byte) {
+	if cap(*buffer) <= maxKeptBuffer {
+		buffers.Put(buffer)
+	}
+}
+
+// deleteCollection deletes what a list selects and answers with it.
+func (s *Server) deleteCollection(q *query, ep *endpoint) int {
+	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	if !ok {
+		return s.fail(q, notAcceptable(classObject))
+	}
+	if q.listErr != nil {
+		return s.fail(q, q.listErr)
+	}
+	body, err := s.readBody(q.r)
+	if err != nil {
+		return s.fail(q, err)
+	}
+	opts, err := parseDelete(q.r.URL.RawQuery, body, q.r.Header.Get("Content-Type"))
+	if err != nil {
+		return s.fail(q, err)
+	}
+	got, err := ep.DeleteCollection(q.context(), q.namespace(), opts, q.list.ListOptions)
+	if err != nil {
+		return s.fail(q, err)
+	}
+	return s.entries(q, out, ep, got)
+}

@@ -1,0 +1,278 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha512"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	"k8s.io/kube-openapi/pkg/builder"
+	"k8s.io/kube-openapi/pkg/builder3"
+	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/handler"
+	"k8s.io/kube-openapi/pkg/handler3"
+	"k8s.io/kube-openapi/pkg/spec3"
+	"k8s.io/kube-openapi/pkg/validation/spec"
+	generated "k8s.io/kubernetes/pkg/generated/openapi"
+)
+
+// openAPI serves the schemas. They are built by the first request that wants one (tens of milliseconds and megabytes)
+// and then kept only compressed.
+type openAPI struct {
+	server *Server
+
+	mu    sync.Mutex // guards the fields below
+	v2    *openAPIDocument
+	v3    map[string]*openAPIDocument // by "api/v1", "apis/apps/v1"
+	index []byte
+	etag  string // of index
+}
+
+// openAPIDocument is one document, compressed in both encodings.
+type openAPIDocument struct {
+	etag        string
+	json, proto []byte // proto is made when first asked for
+	toProto     func([]byte) ([]byte, error)
+}
+
+func newOpenAPI(s *Server) *openAPI { return &openAPI{server: s} }
+
+// serve answers /openapi/v2, /openapi/v3 and the documents below it.
+func (o *openAPI) serve(q *query, parts []string) int {
+	switch {
+	case len(parts) == 2 && parts[1] == "v2":
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.v2 == nil {
+			document, err := o.buildV2()
+			if err != nil {
+				return o.server.crash(q, err)
+			}
+			o.v2 = document
+		}
+		return o.document(q, o.v2, "v2")
+	case len(parts) >= 2 && parts[1] == "v3":
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if err := o.buildV3Locked(); err != nil {
+			return o.server.crash(q, err)
+		}
+		if len(parts) == 2 {
+			return o.indexLocked(q)
+		}
+		name := strings.Join(parts[2:], "/")
+		document := o.v3[name]
+		if document == nil {
+			return o.server.notFoundPath(q)
+		}
+		if hash := q.r.URL.Query().Get("hash"); hash != "" {
+			if hash != document.etag {
+				http.Redirect(q.w, q.r, "/openapi/v3/"+name+"?hash="+document.etag, http.StatusMovedPermanently)
+				return http.StatusMovedPermanently
+			}
+			q.w.Header().Set("Cache-Control", "public, immutable")
+			q.w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
+		}
+		return o.document(q, document, "v3")
+	}
+	return o.server.notFoundPath(q)
+}
+
+// indexLocked answers the list of v3 documents. o.mu is held.
+func (o *openAPI) indexLocked(q *query) int {
+	q.w.Header().Set("Etag", `"`+o.etag+`"`)
+	if q.r.Header.Get("If-None-Match") == `"`+o.etag+`"` {
+		q.w.WriteHeader(http.StatusNotModified)
+		return http.StatusNotModified
+	}
+	return o.server.send(q, output{}, http.StatusOK, o.index)
+}
+
+// document sends one document in the encoding that the client wants.
+func (o *openAPI) document(q *query, d *openAPIDocument, version string) int {
+	wantsProto, ok := openAPIFormat(q.accept(), version)
+	if !ok {
+		http.Error(q.w, "", http.StatusNotAcceptable)
+		return http.StatusNotAcceptable
+	}
+	header := q.w.Header()
+	header.Set("Etag", `"`+d.etag+`"`)
+	header.Add("Vary", "Accept")
+	if q.r.Header.Get("If-None-Match") == `"`+d.etag+`"` {
+		q.w.WriteHeader(http.StatusNotModified)
+		return http.StatusNotModified
+	}
+	packed := d.json
+	header.Set("Content-Type", typeJSON)
+	if wantsProto {
+		if err := d.encodeProto(); err != nil {
+			return o.server.crash(q, err)
+		}
+		packed = d.proto
+		header.Set("Content-Type", "application/com.github.proto-openapi.spec."+version+".v1.0+protobuf")
+	}
+	if acceptsGzip(q.r.Header) {
+		header.Set("Content-Encoding", "gzip")
+		header.Add("Vary", "Accept-Encoding")
+		return o.server.plain(q, packed)
+	}
+	data, err := unpack(packed)
+	if err != nil {
+		return o.server.crash(q, err)
+	}
+	return o.server.plain(q, data)
+}
+
+// openAPIFormat reads an Accept header; ok is false if neither encoding will do.
+func openAPIFormat(accept, version string) (proto, ok bool) {
+	if accept == "" {
+		return false, true
+	}
+	for _, c := range parseAccept(accept) {
+		switch c.mediaType {
+		case typeJSON, "*/*", "application/*":
+			return false, true
+		case "application/com.github.proto-openapi.spec." + version + "@v1.0+protobuf",
+			"application/com.github.proto-openapi.spec." + version + ".v1.0+protobuf":
+			return true, true
+		}
+	}
+	return false, false
+}
+
+// encodeProto makes the protobuf form once.
+func (d *openAPIDocument) encodeProto() error {
+	if d.proto != nil {
+		return nil
+	}
+	data, err := unpack(d.json)
+	if err != nil {
+		return err
+	}
+	if data, err = d.toProto(data); err != nil {
+		return fmt.Errorf("encoding OpenAPI as protobuf: %w", err)
+	}
+	d.proto, err = pack(data)
+	return err
+}
+
+func newOpenAPIDocument(document any, toProto func([]byte) ([]byte, error)) (*openAPIDocument, error) {
+	data, err := json.Marshal(document)
+	if err != nil {
+		return nil, fmt.Errorf("encoding OpenAPI: %w", err)
+	}
+	sum := sha512.Sum512(data)
+	packed, err := pack(data)
+	if err != nil {
+		return nil, err
+	}
+	return &openAPIDocument{etag: strings.ToUpper(hex.EncodeToString(sum[:])), json: packed, toProto: toProto}, nil
+}
+
+func pack(data []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(data); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return bytes.Clone(out.Bytes()), nil
+}
+
+func unpack(data []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
+}
+
+// title is what the documents call themselves.
+func (o *openAPI) title() *spec.Info {
+	return &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: o.server.opts.Version.GitVersion}}
+}
+
+// buildV2 makes the one Swagger document.
+func (o *openAPI) buildV2() (*openAPIDocument, error) {
+	namer := openapinamer.NewDefinitionNamer(o.server.opts.Registry.Scheme())
+	config := &common.Config{
+		ProtocolList: []string{"https"}, Info: o.title(),
+		DefaultResponse:                &spec.Response{ResponseProps: spec.ResponseProps{Description: "Default Response."}},
+		GetOperationIDAndTagsFromRoute: operationName,
+		GetDefinitionName:              namer.GetDefinitionName,
+		GetDefinitions:                 generated.GetOpenAPIDefinitions,
+	}
+	var containers []common.RouteContainer
+	for _, gv := range sortedVersions(o.server.versions) {
+		containers = append(containers, o.server.routesOf(gv))
+	}
+	swagger, err := builder.BuildOpenAPISpecFromRoutes(containers, config)
+	if err != nil {
+		return nil, fmt.Errorf("building OpenAPI v2: %w", err)
+	}
+	swagger.Definitions = handler.PruneDefaults(swagger.Definitions)
+	return newOpenAPIDocument(swagger, handler.ToProtoBinary)
+}
+
+// buildV3Locked makes the documents of all group versions and their index, once. o.mu is held.
+func (o *openAPI) buildV3Locked() error {
+	if o.v3 != nil {
+		return nil
+	}
+	namer := openapinamer.NewDefinitionNamer(o.server.opts.Registry.Scheme())
+	definitions := generated.GetOpenAPIDefinitions(func(name string) spec.Ref {
+		defName, _ := namer.GetDefinitionName(name)
+		return spec.MustCreateRef("#/components/schemas/" + common.EscapeJsonPointer(defName))
+	})
+	documents := map[string]*openAPIDocument{}
+	type indexEntry struct {
+		URL string `json:"serverRelativeURL"`
+	}
+	paths := map[string]indexEntry{}
+	for gv := range o.server.versions {
+		document, err := o.buildVersion(gv, namer, definitions)
+		if err != nil {
+			return err
+		}
+		name := "apis/" + gv.String()
+		if gv.Group == "" {
+			name = "api/" + gv.Version
+		}
+		documents[name] = document
+		paths[name] = indexEntry{"/openapi/v3/" + name + "?hash=" + document.etag}
+	}
+	index, err := json.Marshal(map[string]any{"paths": paths})
+	if err != nil {
+		return fmt.Errorf("encoding the OpenAPI index: %w", err)
+	}
+	sum := sha512.Sum512(index)
+	o.v3, o.index, o.etag = documents, index, strings.ToUpper(hex.EncodeToString(sum[:]))
+	return nil
+}
+
+func (o *openAPI) buildVersion(gv schema.GroupVersion, namer *openapinamer.DefinitionNamer, definitions map[string]common.OpenAPIDefinition) (*openAPIDocument, error) {
+	config := &common.OpenAPIV3Config{
+		Info:                           o.title(),
+		DefaultResponse:                &spec3.Response{ResponseProps: spec3.ResponseProps{Description: "Default Response."}},
+		GetOperationIDAndTagsFromRoute: operationName,
+		GetDefinitionName:              namer.GetDefinitionName,
+		Definitions:                    maps.Clone(definitions),
+	}
+	document, err := builder3.BuildOpenAPISpecFromRoutes([]common.RouteContainer{o.server.routesOf(gv)}, config)
+	if err != nil {
+		return nil, fmt.Errorf("building OpenAPI v3 of %s: %w", gv, err)
+	}
+	return newOpenAPIDocument(document, handler3.ToV3ProtoBinary)
+}
