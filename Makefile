@@ -1,0 +1,111 @@
+# Type "make" for a list of what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --dirty --match 'v*' 2>/dev/null || echo v0.0.0-$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown))
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+K8S     := $(shell sed -n 's|^[[:space:]]*k8s.io/kubernetes \(v[^ ]*\).*|\1|p' go.mod)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X k8s.io/component-base/version.gitVersion=$(K8S)
+
+# Two at once suits two cores: linking one test program takes up to 2 GB.
+PARALLEL ?= 2
+# Packages for "make test"; "make test PKGS=./internal/store/..." tests one part.
+PKGS     ?= ./...
+# Packages that "make ci" also runs under the race detector. The rest would compile all of Kubernetes
+# a second time, for which CI has no room; "make race" does it.
+RACE_PKGS ?= ./internal/config/... ./internal/durable/... ./internal/lifecycle/... ./internal/pki/... ./internal/telemetry/... \
+	./internal/container/crilog/... ./internal/network/dns/... ./internal/network/edge/... ./examples/hello/...
+
+# cgo is off everywhere but in the race detector and in runc, which has a module of its own.
+export CGO_ENABLED := 0
+# The same flags for every go command: with others, all of Kubernetes would be compiled twice.
+export GOFLAGS := -trimpath
+# Modules beside the main one that have tests; each is tested if it is there.
+MODULES := $(patsubst %/go.mod,%,$(wildcard api/go.mod sdk/go.mod))
+
+##@ Use
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: build kubectl ## Build, start a node here, deploy examples/hello, show its answer
+	@scripts/up.sh
+
+.PHONY: down
+down: ## Undo "make up": stop the node and its containers, remove its data
+	@if [ -x bin/gantry ]; then $$([ "$$(id -u)" = 0 ] || echo sudo -E) bin/gantry down --purge --yes; else echo "down: bin/gantry is not built, so there is nothing of ours to stop"; fi
+
+##@ Build
+.PHONY: deps
+deps: ## Install what this machine lacks for building and testing (apt; says what)
+	@GO=$(GO) scripts/deps.sh
+
+.PHONY: build
+build: deps programs ## Build bin/gantry, with the programs inside it
+	$(GO) build -ldflags "$(LDFLAGS)" -o bin/gantry ./cmd/gantry
+
+.PHONY: programs
+programs: deps ## Build the programs that gantry embeds (runc, the shims, the edge)
+	@GO="$(GO)" scripts/build-programs.sh
+
+.PHONY: kubectl
+kubectl: bin/kubectl ## Build bin/kubectl, which "gantry kubectl" finds beside bin/gantry
+bin/kubectl: go.mod
+	$(GO) build -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(K8S)" -o $@ k8s.io/kubernetes/cmd/kubectl
+
+.PHONY: gen
+gen: ## Run the code generators
+	$(GO) generate ./...
+
+.PHONY: release
+release: ## Build the archives of a release into dist/, with their sums
+	@GO="$(GO)" scripts/deps.sh --release
+	@GO="$(GO)" VERSION="$(VERSION)" LDFLAGS="$(LDFLAGS)" scripts/release.sh
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin dist .cache internal/programs/bin/linux_*
+
+##@ Check
+.PHONY: test
+test: deps programs ## Run the tests of all modules but those of test/ (PKGS=./internal/store/... for a part)
+	@for m in $(MODULES); do (cd $$m && $(GO) test ./...) || exit 1; done
+	$(GO) test -p $(PARALLEL) -timeout 15m $(PKGS)
+
+.PHONY: race
+race: deps programs ## Run the tests under the race detector (compiles everything once more)
+	CGO_ENABLED=1 $(GO) test -race -p $(PARALLEL) -timeout 30m $(PKGS)
+
+.PHONY: race-ci
+race-ci: deps
+	CGO_ENABLED=1 $(GO) test -race -p $(PARALLEL) -timeout 15m $$($(GO) list -e -f '{{if not .Error}}{{.ImportPath}}{{end}}' $(RACE_PKGS) 2>/dev/null)
+
+# The linter is built from the module proxy, at the version that tools/go.mod pins.
+bin/golangci-lint: tools/go.mod tools/go.sum
+	cd tools && $(GO) build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: lint
+lint: deps programs bin/golangci-lint ## Check the style: gofmt, go vet and golangci-lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt these files: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	bin/golangci-lint run --concurrency $(PARALLEL) ./...
+
+.PHONY: e2e
+e2e: build kubectl ## Test the built program with real containers and kubectl (root)
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
+
+.PHONY: bench
+bench: build ## Measure beside upstream Kubernetes and print one table
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 60m -run '^$$' -bench . ./bench/...
+
+.PHONY: ci
+ci: ## What CI runs: lint, build, race, e2e, tests
+	$(MAKE) deps
+	$(MAKE) build kubectl
+	$(MAKE) lint
+	$(MAKE) race-ci
+	$(if $(wildcard test/e2e),$(MAKE) e2e)
+	$(MAKE) test
