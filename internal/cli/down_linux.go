@@ -80,6 +80,9 @@ func stopMain(ctx context.Context, c config.Config, steps *lifecycle.Steps) erro
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	end := steps.Begin("gantry", "stopped")
+	if err := stopService(ctx); err != nil { // else systemd would start it again
+		return err
+	}
 	was, err := lifecycle.Terminate(ctx, c.DataDir)
 	if was || err != nil {
 		end(err)

@@ -108,6 +108,14 @@ func serviceArgs(c config.Config) []string {
 	return args
 }
 
+// stopService stops the unit until the next boot, if there is one.
+func stopService(ctx context.Context) error {
+	if _, err := os.Stat(unitPath); err != nil || !lifecycle.SystemdRunning() {
+		return nil
+	}
+	return systemctl(ctx, "stop", unitName)
+}
+
 // removeService stops and removes the unit; it is fine when there is none.
 func removeService(ctx context.Context) error {
 	if _, err := os.Stat(unitPath); errors.Is(err, os.ErrNotExist) {
