@@ -253,3 +253,24 @@ func Ask(t testing.TB, path, network, address string) (name, peer string, err er
 	err = In(t, path, ask)
 	return name, peer, err
 }
+
+// Dial opens a connection from the namespace (empty: the machine) that ends with the test.
+func Dial(t testing.TB, path, network, address string) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	dial := func() (err error) {
+		conn, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, address)
+		return err
+	}
+	var err error
+	if path == "" {
+		err = dial()
+	} else {
+		err = In(t, path, dial)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}

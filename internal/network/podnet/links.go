@@ -126,6 +126,9 @@ func writeSettings(bridge string) error {
 	}{
 		{"/proc/sys/net/ipv4/ip_forward", "1", false},
 		{conf + "rp_filter", "2", false},
+		// The kernel ORs both, so each other link's own value still decides for it. Redirects would
+		// also use up the pods' share of ICMP errors (inet_peer), which reject UDP packets.
+		{"/proc/sys/net/ipv4/conf/all/send_redirects", "0", false},
 		{conf + "send_redirects", "0", false},
 		{"/proc/sys/net/ipv6/conf/" + bridge + "/accept_ra", "0", true},
 	} {

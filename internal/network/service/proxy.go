@@ -1,0 +1,265 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Informers is where the proxy hears of changes.
+type Informers interface {
+	GetInformer(ctx context.Context, obj client.Object, opts ...cache.InformerGetOption) (cache.Informer, error)
+}
+
+// Options tunes a Proxy.
+type Options struct {
+	NodeName    string        // whose endpoints are local; required
+	ClusterCIDR netip.Prefix  // all pods of the cluster; required
+	ServiceCIDR netip.Prefix  // all cluster addresses of services; required
+	SkipIPs     []netip.Addr  // service addresses that this node answers itself: the DNS address
+	MinInterval time.Duration // between two transactions; default 20ms
+	RetryDelay  time.Duration // before the full sync that follows an error; default 1s
+	Logger      *slog.Logger  // default: discards
+}
+
+// Proxy keeps this node's rules equal to the cluster's services.
+type Proxy struct {
+	client    client.Reader
+	informers Informers
+	opts      Options
+	node      nodeView
+	log       *slog.Logger
+	wake      chan struct{} // holds one token when there is work
+
+	mu    sync.Mutex // guards the fields below
+	dirty map[types.NamespacedName]bool
+}
+
+// New checks opts and returns a Proxy that has started nothing; call Run.
+func New(c client.Reader, informers Informers, opts Options) (*Proxy, error) {
+	opts.MinInterval = cmp.Or(opts.MinInterval, 20*time.Millisecond)
+	opts.RetryDelay = cmp.Or(opts.RetryDelay, time.Second)
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case c == nil || informers == nil:
+		return nil, errors.New("service: client and informers are required")
+	case opts.NodeName == "":
+		return nil, errors.New("service: NodeName is empty")
+	case !opts.ClusterCIDR.Addr().Is4() || !opts.ServiceCIDR.Addr().Is4():
+		return nil, fmt.Errorf("service: ClusterCIDR is %v and ServiceCIDR %v, want IPv4 prefixes", opts.ClusterCIDR, opts.ServiceCIDR)
+	case opts.MinInterval < 0 || opts.RetryDelay < 0:
+		return nil, fmt.Errorf("service: MinInterval is %v and RetryDelay %v, want 0 or more", opts.MinInterval, opts.RetryDelay)
+	}
+	node := nodeView{Name: opts.NodeName, Skip: map[netip.Addr]bool{}}
+	for _, ip := range opts.SkipIPs {
+		node.Skip[ip] = true
+	}
+	return &Proxy{client: c, informers: informers, opts: opts, node: node, log: opts.Logger,
+		wake: make(chan struct{}, 1), dirty: map[types.NamespacedName]bool{}}, nil
+}
+
+// Cleanup removes the rules from the kernel; no Proxy may run.
+func Cleanup(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("removing the service rules: %w", err)
+	}
+	return deleteTable()
+}
+
+// Run keeps the rules up until ctx ends. The rules stay: connections go on while nobody
+// keeps them.
+func (p *Proxy) Run(ctx context.Context) error {
+	stop, err := p.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	k := newKernel(p.opts.ClusterCIDR.Masked(), p.opts.ServiceCIDR.Masked())
+	var want *desired // nil: the kernel's state is unknown
+	for ctx.Err() == nil {
+		next := p.opts.MinInterval
+		if want == nil {
+			want, err = p.syncAll(ctx, k)
+		} else {
+			err = p.syncDirty(ctx, k, want)
+		}
+		if err != nil && ctx.Err() == nil {
+			p.log.Warn("service rules are behind; writing all of them anew", "error", err)
+			want, next = nil, p.opts.RetryDelay
+		}
+		if !pause(ctx, next) {
+			return nil
+		}
+		if want == nil {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-p.wake:
+		}
+	}
+	return nil
+}
+
+// pause waits and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// listen subscribes to changes. stop ends that.
+func (p *Proxy) listen(ctx context.Context) (stop func(), err error) {
+	var stops []func()
+	stop = func() {
+		for _, f := range stops {
+			f()
+		}
+	}
+	for _, kind := range []client.Object{&corev1.Service{}, &discoveryv1.EndpointSlice{}} {
+		informer, err := p.informers.GetInformer(ctx, kind)
+		if err == nil {
+			var reg toolscache.ResourceEventHandlerRegistration
+			reg, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+				AddFunc:    p.changed,
+				UpdateFunc: func(before, after any) { p.changed(before); p.changed(after) },
+				DeleteFunc: p.changed,
+			})
+			if err == nil {
+				stops = append(stops, func() { _ = informer.RemoveEventHandler(reg) })
+			}
+		}
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("watching %T: %w", kind, err)
+		}
+	}
+	return stop, nil
+}
+
+// changed notes the service that an event is about.
+func (p *Proxy) changed(obj any) {
+	if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	var key types.NamespacedName
+	switch o := obj.(type) {
+	case *corev1.Service:
+		key = client.ObjectKeyFromObject(o)
+	case *discoveryv1.EndpointSlice:
+		name := o.Labels[discoveryv1.LabelServiceName]
+		if name == "" {
+			return
+		}
+		key = types.NamespacedName{Namespace: o.Namespace, Name: name}
+	default:
+		return
+	}
+	p.mu.Lock()
+	p.dirty[key] = true
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// takeDirty returns the services to look at and starts a new list.
+func (p *Proxy) takeDirty() map[types.NamespacedName]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	taken := p.dirty
+	p.dirty = map[types.NamespacedName]bool{}
+	return taken
+}
+
+// syncAll writes the whole table.
+func (p *Proxy) syncAll(ctx context.Context, k *kernel) (*desired, error) {
+	p.takeDirty() // what came before the lists is in them
+	var services corev1.ServiceList
+	if err := p.client.List(ctx, &services); err != nil {
+		return nil, fmt.Errorf("listing services: %w", err)
+	}
+	var endpointSlices discoveryv1.EndpointSliceList
+	if err := p.client.List(ctx, &endpointSlices); err != nil {
+		return nil, fmt.Errorf("listing endpoint slices: %w", err)
+	}
+	byService := map[types.NamespacedName][]discoveryv1.EndpointSlice{}
+	for _, s := range endpointSlices.Items {
+		key := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
+		byService[key] = append(byService[key], s)
+	}
+	want := newDesired()
+	touched := map[elementKey]bool{}
+	for i := range services.Items {
+		key := client.ObjectKeyFromObject(&services.Items[i])
+		want.set(key.String(), planService(&services.Items[i], byService[key], p.node).elements(), touched)
+	}
+	if err := k.replace(planChange(want, nil, touched).Add); err != nil {
+		return nil, err
+	}
+	p.log.Info("service rules written", "services", len(services.Items), "elements", len(k.have))
+	return want, nil
+}
+
+// syncDirty writes what changed.
+func (p *Proxy) syncDirty(ctx context.Context, k *kernel, want *desired) error {
+	touched := map[elementKey]bool{}
+	for key := range p.takeDirty() {
+		elements, err := p.planOne(ctx, key)
+		if err != nil {
+			return err
+		}
+		want.set(key.String(), elements, touched)
+	}
+	c := planChange(want, k.have, touched)
+	if c.empty() {
+		return nil
+	}
+	stale, lost := planStale(c, k.have, want), lostEndpoints(c, k.have, want)
+	if err := k.apply(c); err != nil {
+		return err
+	}
+	if len(lost) > 0 {
+		if err := k.forgetClients(lost); err != nil {
+			return err
+		}
+	}
+	return forgetFlows(stale)
+}
+
+// planOne reads one service and plans it; one that is gone needs nothing.
+func (p *Proxy) planOne(ctx context.Context, key types.NamespacedName) (map[elementKey]elementValue, error) {
+	var svc corev1.Service
+	if err := p.client.Get(ctx, key, &svc); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("reading service %s: %w", key, err)
+	}
+	var endpointSlices discoveryv1.EndpointSliceList
+	if err := p.client.List(ctx, &endpointSlices, client.InNamespace(key.Namespace),
+		client.MatchingLabels{discoveryv1.LabelServiceName: key.Name}); err != nil {
+		return nil, fmt.Errorf("listing endpoint slices of %s: %w", key, err)
+	}
+	return planService(&svc, endpointSlices.Items, p.node).elements(), nil
+}
