@@ -1,0 +1,8 @@
+// Package controllertest is an API in memory for tests of controllers: a client.Client
+// with the rules that controllers rely on (resource versions, generations, finalizers,
+// grace, the subresources binding, finalize and status), and informers fed by its writes.
+//
+// Like the real in-process client it hands out shallow copies: what they point to is
+// shared and read-only. Cluster checks at the end of a test that nobody changed it.
+// Start at New.
+package controllertest
