@@ -1,0 +1,424 @@
+package scheduler
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Every node has these resources at these places of its vectors; others follow as they
+// are first seen.
+const (
+	resCPU       = iota // millicores
+	resMemory           // bytes
+	resEphemeral        // bytes
+	resPods             // pods
+	resFixed
+)
+
+// none stands for "no node" where a slot is asked for.
+const none int32 = -1
+
+// State is what the scheduler knows of nodes and placed pods. It is not safe for
+// concurrent use; its owner guards it.
+//
+// A node lives in a slot. Numbers that the hot path reads are in arrays indexed by slot;
+// vectors of resources lie one after the other, width numbers each.
+type State struct {
+	resources map[corev1.ResourceName]int
+	names     []corev1.ResourceName // by place
+	width     int
+
+	slots       map[string]int32 // by node name
+	nodes       []nodeInfo
+	free        []int32 // slots without a node
+	allocatable []int64 // slot*width
+	used        []int64 // slot*width, what pods ask for
+	scored      []int64 // slot*2, CPU and memory asked for with defaults for what is not set
+	order       []int32 // slots with a node, zones taking turns
+	start       int     // where in order the next search begins
+
+	zones  map[string]int32 // zone name to number
+	images map[string]*imageState
+
+	pods      map[types.UID]placed
+	groups    map[types.UID]*group // by the UID of the pods' controller
+	templates map[uint64][]*template
+	hot       []*template // those with caches, the oldest first
+
+	freed        uint64 // counts changes that may make room for a pod
+	changes      uint32 // numbers versions of nodes
+	imageChanges uint32 // counts changes of images
+
+	scratch scratch
+}
+
+// nodeInfo is what is read less often than the vectors.
+type nodeInfo struct {
+	node    *corev1.Node // nil for a free slot
+	version uint32       // changes when labels, taints or cordon change
+	zone    int32        // number of the zone, none without one
+	host    bool         // it has the hostname label
+	ports   map[hostPort]int32
+}
+
+type imageState struct {
+	bytes int64
+	nodes map[int32]struct{}
+}
+
+type hostPort struct {
+	ip       string
+	protocol corev1.Protocol
+	port     int32
+}
+
+// placed is a pod that holds room on a node.
+type placed struct {
+	slot     int32
+	node     string // name, also when there is no such node (yet)
+	template *template
+	group    *group
+}
+
+// group is the pods of one controller; they are spread over hosts and zones.
+type group struct {
+	pods   int
+	onNode map[int32]int32
+	inZone map[int32]int32
+}
+
+// NewState returns a state without nodes.
+func NewState() *State {
+	s := &State{
+		resources: map[corev1.ResourceName]int{},
+		slots:     map[string]int32{}, zones: map[string]int32{}, images: map[string]*imageState{},
+		pods: map[types.UID]placed{}, groups: map[types.UID]*group{}, templates: map[uint64][]*template{},
+	}
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourcePods} {
+		s.place(name)
+	}
+	return s
+}
+
+// place returns the place of a resource in the vectors, adding it if it is new.
+func (s *State) place(name corev1.ResourceName) int {
+	if at, ok := s.resources[name]; ok {
+		return at
+	}
+	at := len(s.names)
+	s.resources[name] = at
+	s.names = append(s.names, name)
+	was := s.width
+	s.width = len(s.names)
+	s.allocatable = widen(s.allocatable, len(s.nodes), was, s.width)
+	s.used = widen(s.used, len(s.nodes), was, s.width)
+	return at
+}
+
+func widen(vectors []int64, count, was, width int) []int64 {
+	out := make([]int64, count*width)
+	for i := range count {
+		copy(out[i*width:], vectors[i*was:(i+1)*was])
+	}
+	return out
+}
+
+// NodeCount is the number of nodes.
+func (s *State) NodeCount() int { return len(s.order) }
+
+// SetNode adds a node or takes over its new state. It says whether that may make room
+// for a pod that had none.
+func (s *State) SetNode(node *corev1.Node) bool {
+	slot, known := s.slots[node.Name]
+	if !known {
+		slot = s.newSlot(node.Name)
+	}
+	n := &s.nodes[slot]
+	old := n.node
+	n.node = node
+	helps := s.setAllocatable(slot, node) || !known
+	if old == nil || !sameStatic(old, node) {
+		s.changes++
+		n.version = s.changes
+		zone := s.zoneOf(node)
+		_, n.host = node.Labels[corev1.LabelHostname]
+		if zone != n.zone || !known {
+			s.moveZone(slot, n.zone, zone)
+			n.zone = zone
+			s.reorder()
+		}
+		helps = true
+	}
+	if old == nil || !apiequality.Semantic.DeepEqual(old.Status.Images, node.Status.Images) {
+		s.setImages(slot, old, node)
+	}
+	if !known {
+		for uid, p := range s.pods {
+			if p.slot == none && p.node == node.Name {
+				p.slot = slot
+				s.pods[uid] = p
+				s.charge(p, 1)
+			}
+		}
+	}
+	if helps {
+		s.freed++
+	}
+	return helps
+}
+
+// sameStatic compares what filters read of a node beside its resources.
+func sameStatic(a, b *corev1.Node) bool {
+	return a.Spec.Unschedulable == b.Spec.Unschedulable && mapsEqual(a.Labels, b.Labels) &&
+		slices.EqualFunc(a.Spec.Taints, b.Spec.Taints, func(x, y corev1.Taint) bool {
+			return x.Key == y.Key && x.Value == y.Value && x.Effect == y.Effect
+		})
+}
+
+func mapsEqual(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for key, value := range a {
+		if other, ok := b[key]; !ok || other != value {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *State) newSlot(name string) int32 {
+	var slot int32
+	if last := len(s.free) - 1; last >= 0 {
+		slot = s.free[last]
+		s.free = s.free[:last]
+	} else {
+		slot = int32(len(s.nodes))
+		s.nodes = append(s.nodes, nodeInfo{})
+		s.allocatable = append(s.allocatable, make([]int64, s.width)...)
+		s.used = append(s.used, make([]int64, s.width)...)
+		s.scored = append(s.scored, 0, 0)
+	}
+	s.nodes[slot] = nodeInfo{zone: none}
+	s.slots[name] = slot
+	return slot
+}
+
+// setAllocatable copies what a node offers and says whether any of it grew.
+func (s *State) setAllocatable(slot int32, node *corev1.Node) bool {
+	for name := range node.Status.Allocatable {
+		s.place(name)
+	}
+	vector := s.allocatable[int(slot)*s.width : int(slot+1)*s.width]
+	grew := false
+	for at, name := range s.names {
+		quantity := node.Status.Allocatable[name]
+		value := quantity.Value()
+		if at == resCPU {
+			value = quantity.MilliValue()
+		}
+		grew = grew || value > vector[at]
+		vector[at] = value
+	}
+	return grew
+}
+
+func (s *State) zoneOf(node *corev1.Node) int32 {
+	name := node.Labels[corev1.LabelTopologyZone]
+	if name == "" {
+		return none
+	}
+	number, ok := s.zones[name]
+	if !ok {
+		number = int32(len(s.zones))
+		s.zones[name] = number
+	}
+	return number
+}
+
+// moveZone moves the counts of groups with pods on a node to its new zone.
+func (s *State) moveZone(slot, from, to int32) {
+	for _, g := range s.groups {
+		if count := g.onNode[slot]; count > 0 {
+			add(g.inZone, from, -count)
+			add(g.inZone, to, count)
+		}
+	}
+}
+
+func add(counts map[int32]int32, key, count int32) {
+	if key == none {
+		return
+	}
+	counts[key] += count
+	if counts[key] == 0 {
+		delete(counts, key)
+	}
+}
+
+// reorder rebuilds the order of the search: zones take turns, so that a search that
+// stops early has seen them all.
+func (s *State) reorder() {
+	byZone := map[int32][]int32{}
+	var zones []int32
+	for slot := range s.nodes {
+		n := &s.nodes[slot]
+		if n.node == nil {
+			continue
+		}
+		if _, ok := byZone[n.zone]; !ok {
+			zones = append(zones, n.zone)
+		}
+		byZone[n.zone] = append(byZone[n.zone], int32(slot))
+	}
+	s.order = s.order[:0]
+	for turn, found := 0, true; found; turn++ {
+		found = false
+		for _, zone := range zones {
+			if turn < len(byZone[zone]) {
+				s.order = append(s.order, byZone[zone][turn])
+				found = true
+			}
+		}
+	}
+	if s.start >= len(s.order) {
+		s.start = 0
+	}
+}
+
+func (s *State) setImages(slot int32, old, node *corev1.Node) {
+	s.imageChanges++
+	if old != nil {
+		s.dropImages(slot, old)
+	}
+	for i := range node.Status.Images {
+		image := &node.Status.Images[i]
+		for _, name := range image.Names {
+			state := s.images[name]
+			if state == nil {
+				state = &imageState{nodes: map[int32]struct{}{}}
+				s.images[name] = state
+			}
+			state.bytes = image.SizeBytes
+			state.nodes[slot] = struct{}{}
+		}
+	}
+}
+
+func (s *State) dropImages(slot int32, node *corev1.Node) {
+	for i := range node.Status.Images {
+		for _, name := range node.Status.Images[i].Names {
+			if state := s.images[name]; state != nil {
+				delete(state.nodes, slot)
+				if len(state.nodes) == 0 {
+					delete(s.images, name)
+				}
+			}
+		}
+	}
+}
+
+// RemoveNode forgets a node. Its pods stay known in case it comes back.
+func (s *State) RemoveNode(name string) {
+	slot, ok := s.slots[name]
+	if !ok {
+		return
+	}
+	for uid, p := range s.pods {
+		if p.slot == slot {
+			s.charge(p, -1)
+			p.slot = none
+			s.pods[uid] = p
+		}
+	}
+	s.dropImages(slot, s.nodes[slot].node)
+	s.imageChanges++
+	delete(s.slots, name)
+	s.nodes[slot] = nodeInfo{}
+	clear(s.allocatable[int(slot)*s.width : int(slot+1)*s.width])
+	clear(s.used[int(slot)*s.width : int(slot+1)*s.width])
+	s.scored[2*slot], s.scored[2*slot+1] = 0, 0
+	s.free = append(s.free, slot)
+	s.freed++ // what failed before would fail with other words now
+	s.reorder()
+}
+
+// AddPod charges a pod to the node it is on, or assumes it to be on it. A pod that is
+// known already is moved.
+func (s *State) AddPod(pod *corev1.Pod, node string) {
+	s.RemovePod(pod.UID)
+	p := placed{slot: none, node: node, template: s.template(pod)}
+	p.template.pods++
+	if slot, ok := s.slots[node]; ok {
+		p.slot = slot
+	}
+	if owner := p.template.owner; owner != "" {
+		p.group = s.groups[owner]
+		if p.group == nil {
+			p.group = &group{onNode: map[int32]int32{}, inZone: map[int32]int32{}}
+			s.groups[owner] = p.group
+		}
+		p.group.pods++
+	}
+	s.pods[pod.UID] = p
+	if p.slot != none {
+		s.charge(p, 1)
+	}
+}
+
+// RemovePod releases what a pod holds and returns the name of the node it was on, if any.
+func (s *State) RemovePod(uid types.UID) (node string, ok bool) {
+	p, ok := s.pods[uid]
+	if !ok {
+		return "", false
+	}
+	delete(s.pods, uid)
+	if p.slot != none {
+		s.charge(p, -1)
+		s.freed++
+	}
+	if p.group != nil {
+		if p.group.pods--; p.group.pods == 0 {
+			delete(s.groups, p.template.owner)
+		}
+	}
+	s.unref(p.template)
+	return p.node, true
+}
+
+// charge adds (sign 1) or takes back (sign -1) what a pod asks for on its node.
+func (s *State) charge(p placed, sign int64) {
+	vector := s.used[int(p.slot)*s.width : int(p.slot+1)*s.width]
+	for _, d := range p.template.demands {
+		vector[d.place] += sign * d.amount
+	}
+	vector[resPods] += sign
+	s.scored[2*p.slot] += sign * p.template.scoredCPU
+	s.scored[2*p.slot+1] += sign * p.template.scoredMemory
+	n := &s.nodes[p.slot]
+	for _, port := range p.template.ports {
+		if n.ports == nil {
+			n.ports = map[hostPort]int32{}
+		}
+		if n.ports[port] += int32(sign); n.ports[port] == 0 {
+			delete(n.ports, port)
+		}
+	}
+	if p.group != nil {
+		add(p.group.onNode, p.slot, int32(sign))
+		add(p.group.inZone, n.zone, int32(sign))
+		s.scratch.moved(p.group, p.slot, int32(sign))
+	}
+}
+
+// normalImage gives an image name without a tag the tag it implies.
+func normalImage(name string) string {
+	if strings.LastIndex(name, ":") <= strings.LastIndex(name, "/") {
+		return name + ":latest"
+	}
+	return name
+}
