@@ -160,8 +160,8 @@ func (r *Resource) own(in runtime.Object) (store.Object, error) {
 // requestContext carries what upstream's strategies look for in a request.
 func (r *Resource) requestContext(ctx context.Context, namespace, verb, name, sub string) context.Context {
 	ctx = genericapirequest.WithNamespace(ctx, namespace)
-	if _, ok := genericapirequest.RequestInfoFrom(ctx); ok {
-		return ctx
+	if info, ok := genericapirequest.RequestInfoFrom(ctx); ok && info.Resource == r.Resource.Resource && info.APIGroup == r.Resource.Group {
+		return ctx // of the request itself, not of one that needs this as a step
 	}
 	return genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{
 		IsResourceRequest: true, Verb: verb, APIGroup: r.Resource.Group, APIVersion: r.Resource.Version,

@@ -1,0 +1,139 @@
+package gantrytest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/server"
+)
+
+// Options tunes a Cluster. The zero value is an empty cluster.
+type Options struct {
+	Dir   string // of the data; default a new one
+	Nodes int    // nodes that are Ready and run nothing
+	Log   bool   // write the components' log to the test's
+}
+
+// Cluster is a running control plane.
+type Cluster struct {
+	ControlPlane *server.ControlPlane
+	Client       ctrlclient.Client // may do everything
+	Handler      http.Handler      // the API
+	Dir          string
+
+	t    testing.TB
+	stop func()
+}
+
+// Start runs a control plane until the test ends or Stop is called, and waits until it is
+// ready.
+func Start(t testing.TB, opts Options) *Cluster {
+	t.Helper()
+	if opts.Dir == "" {
+		opts.Dir = t.TempDir()
+	}
+	logger := slog.New(slog.DiscardHandler)
+	if opts.Log {
+		logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	ctx, cancel := context.WithCancel(context.Background())
+	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
+		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
+		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: []byte("test"),
+		PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+		ClusterDomain: "cluster.local", Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,
+	})
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cp.Run(ctx) }()
+	c := &Cluster{ControlPlane: cp, Client: cp.Admin(), Handler: cp.Handler(), Dir: opts.Dir, t: t}
+	c.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("control plane: %v", err)
+		}
+	})
+	t.Cleanup(c.stop)
+	select {
+	case <-cp.Ready():
+	case err := <-ended:
+		ended <- nil
+		t.Fatalf("control plane ended at its start: %v", err)
+	}
+	for i := range opts.Nodes {
+		c.AddNode(fmt.Sprintf("node-%d", i))
+	}
+	return c
+}
+
+// Stop ends the control plane; the data stays. In a bubble it must be called before the
+// bubble's end.
+func (c *Cluster) Stop() { c.stop() }
+
+// AddNode adds a node that is Ready, with 8 CPUs, 32 GiB and room for 110 pods.
+func (c *Cluster) AddNode(name string) {
+	c.t.Helper()
+	resources := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("8"), corev1.ResourceMemory: resource.MustParse("32Gi"),
+		corev1.ResourcePods: resource.MustParse("110"), corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
+	if err := c.Client.Create(c.t.Context(), node); err != nil {
+		c.t.Fatal(err)
+	}
+	ready := node.DeepCopy()
+	ready.Spec.Taints = nil
+	if err := c.Client.Update(c.t.Context(), ready); err != nil {
+		c.t.Fatal(err)
+	}
+	ready = ready.DeepCopy()
+	ready.Status.Capacity, ready.Status.Allocatable = resources, resources
+	ready.Status.Conditions = []corev1.NodeCondition{{
+		Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady",
+		LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
+	}}
+	if err := c.Client.Status().Update(c.t.Context(), ready); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// Eventually polls until check is nil or a minute has passed, and then fails the test with
+// its last error.
+func (c *Cluster) Eventually(what string, check func() error) {
+	c.t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("%s: %v", what, err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}

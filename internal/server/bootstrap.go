@@ -1,0 +1,178 @@
+package server
+
+import (
+	"context"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/api/auth"
+	"gantry.dev/gantry/internal/network/podnet"
+	"gantry.dev/gantry/internal/pki"
+)
+
+// systemNamespaces are in every cluster.
+var systemNamespaces = [...]string{
+	metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease, metav1.NamespaceDefault,
+}
+
+// bootstrap makes what every cluster has. It is repeated at each start and changes nothing
+// that is as it should be.
+func (cp *ControlPlane) bootstrap(ctx context.Context) error {
+	for _, name := range systemNamespaces {
+		if err := cp.ensure(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+			return err
+		}
+	}
+	for _, binding := range extraBindings() {
+		if err := cp.ensure(ctx, binding); err != nil {
+			return err
+		}
+	}
+	if err := auth.EnsurePolicy(ctx, cp.admin); err != nil {
+		return err
+	}
+	services := cp.opts.ServiceCIDR.Masked()
+	for _, obj := range []ctrlclient.Object{
+		&networkingv1.ServiceCIDR{
+			ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
+			Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{services.String()}},
+		},
+		apiService(services.Addr().Next()),
+		dnsService(podnet.DNSAddr(services)),
+	} {
+		if err := cp.ensure(ctx, obj); err != nil {
+			return err
+		}
+	}
+	if cp.opts.Endpoint == nil {
+		return nil
+	}
+	return cp.publishEndpoint(ctx, cp.opts.Endpoint())
+}
+
+// ensure creates obj unless there is one of its name.
+func (cp *ControlPlane) ensure(ctx context.Context, obj ctrlclient.Object) error {
+	there := obj.DeepCopyObject().(ctrlclient.Object)
+	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(obj), there)
+	if apierrors.IsNotFound(err) {
+		return ctrlclient.IgnoreAlreadyExists(cp.admin.Create(ctx, obj))
+	}
+	return err
+}
+
+// extraBindings are those that upstream's policy does not have.
+func extraBindings() []*rbacv1.ClusterRoleBinding {
+	bind := func(name, role string, subject rbacv1.Subject) *rbacv1.ClusterRoleBinding {
+		return &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+			Subjects:   []rbacv1.Subject{subject},
+		}
+	}
+	return []*rbacv1.ClusterRoleBinding{
+		// The holder of the admin kubeconfig may do everything, as with kubeadm.
+		bind(pki.GroupAdmins, "cluster-admin", rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: pki.GroupAdmins}),
+		// One controller keeps EndpointSlices and Endpoints.
+		bind("gantry:endpoints", "system:controller:endpoint-controller",
+			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
+	}
+}
+
+// apiService is default/kubernetes, through which pods reach the API.
+func apiService(ip netip.Addr) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceDefault, Name: "kubernetes",
+			Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"},
+		},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: ip.String(), Type: corev1.ServiceTypeClusterIP, SessionAffinity: corev1.ServiceAffinityNone,
+			Ports: []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt32(6443)}},
+		},
+	}
+}
+
+// dnsService holds the cluster's DNS address. Each node answers on it by itself, so it has no
+// endpoints.
+func dnsService(ip netip.Addr) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceSystem, Name: "kube-dns",
+			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS", "kubernetes.io/cluster-service": "true"},
+		},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: ip.String(), Type: corev1.ServiceTypeClusterIP,
+			Ports: []corev1.ServicePort{
+				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53},
+				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53},
+			},
+		},
+	}
+}
+
+// publishEndpoint points default/kubernetes at this server.
+func (cp *ControlPlane) publishEndpoint(ctx context.Context, at netip.AddrPort) error {
+	port := int32(at.Port())
+	endpoints := &corev1.Endpoints{ //nolint:staticcheck // clients still read them, as upstream writes them
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceDefault, Name: "kubernetes",
+			Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"},
+		},
+		Subsets: []corev1.EndpointSubset{{ //nolint:staticcheck // as above
+			Addresses: []corev1.EndpointAddress{{IP: at.Addr().String()}},
+			Ports:     []corev1.EndpointPort{{Name: "https", Port: port, Protocol: corev1.ProtocolTCP}},
+		}},
+	}
+	there := new(corev1.Endpoints) //nolint:staticcheck // as above
+	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(endpoints), there)
+	switch {
+	case apierrors.IsNotFound(err):
+		err = cp.admin.Create(ctx, endpoints)
+	case err == nil && !equality.Semantic.DeepEqual(there.Subsets, endpoints.Subsets):
+		next := there.DeepCopy()
+		next.Subsets = endpoints.Subsets
+		err = cp.admin.Update(ctx, next)
+	}
+	if err != nil {
+		return err
+	}
+	return cp.publishSlice(ctx, at)
+}
+
+func (cp *ControlPlane) publishSlice(ctx context.Context, at netip.AddrPort) error {
+	name, port, protocol, yes := "https", int32(at.Port()), corev1.ProtocolTCP, true
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceDefault, Name: "kubernetes",
+			Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{at.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &yes}}},
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &protocol}},
+	}
+	if at.Addr().Is6() {
+		slice.AddressType = discoveryv1.AddressTypeIPv6
+	}
+	there := new(discoveryv1.EndpointSlice)
+	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(slice), there)
+	switch {
+	case apierrors.IsNotFound(err):
+		return cp.admin.Create(ctx, slice)
+	case err != nil:
+		return err
+	case equality.Semantic.DeepEqual(there.Endpoints, slice.Endpoints) && equality.Semantic.DeepEqual(there.Ports, slice.Ports):
+		return nil
+	}
+	next := there.DeepCopy()
+	next.Endpoints, next.Ports = slice.Endpoints, slice.Ports
+	return cp.admin.Update(ctx, next)
+}

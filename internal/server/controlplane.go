@@ -1,0 +1,284 @@
+package server
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/apiserver/pkg/authentication/user"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/api"
+	"gantry.dev/gantry/internal/api/admission"
+	"gantry.dev/gantry/internal/api/auth"
+	"gantry.dev/gantry/internal/api/registry"
+	"gantry.dev/gantry/internal/client"
+	"gantry.dev/gantry/internal/events"
+	"gantry.dev/gantry/internal/store"
+)
+
+// ControlPlaneOptions says what a control plane serves. All but the last group are required.
+type ControlPlaneOptions struct {
+	EtcdDir       string
+	EncryptionKey string // path of the provider file for Secrets, made when missing
+	ClientCAs     func() *x509.CertPool
+	SigningKey    crypto.Signer // of service account tokens
+	RootCA        []byte        // PEM, published as kube-root-ca.crt
+	PodCIDR       netip.Prefix
+	ServiceCIDR   netip.Prefix
+	ClusterDomain string
+
+	Version        version.Info
+	Endpoint       func() netip.AddrPort // where pods reach this server; nil: nowhere
+	AgentTransport http.RoundTripper     // to agents, with the API server's client certificate
+	Logger         *slog.Logger
+	Tick           time.Duration // of etcd, see store.Options
+	NoFsync        bool
+	NoScheduler    bool // leaves scheduling to another scheduler
+}
+
+// ControlPlane is store, API, controllers and scheduler: the part of a cluster that needs no
+// machine. Make one with NewControlPlane, then call Run.
+type ControlPlane struct {
+	opts       ControlPlaneOptions
+	store      *store.Store
+	registry   *registry.Registry
+	authorizer *auth.Authorizer
+	authn      *auth.Authenticator
+	handler    *api.Server
+	admin      *client.Client
+	events     *events.Writer
+	serving    chan struct{} // closed when requests are answered
+	ready      chan struct{} // closed when the cluster's own objects are there
+
+	mu      sync.Mutex // guards the fields below
+	caches  []*client.Cache
+	running func(*client.Cache) // set while Run runs
+}
+
+// NewControlPlane wires the components. Nothing is started.
+func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPlane, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	seal, err := loadSealer(ctx, opts.EncryptionKey)
+	if err != nil {
+		return nil, err
+	}
+	cp := &ControlPlane{
+		opts: opts, authorizer: auth.NewAuthorizer(),
+		serving: make(chan struct{}), ready: make(chan struct{}),
+	}
+	cp.registry, err = registry.New(registry.Options{
+		Logger: opts.Logger, Sealer: seal, RoleGuard: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cp.store, err = store.New(store.Options{
+		Dir: opts.EtcdDir, Kinds: cp.registry.Kinds(), Logger: opts.Logger, Tick: opts.Tick, NoFsync: opts.NoFsync,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cp.admin, err = client.New(client.Options{Registry: cp.registry, Manager: "gantry", User: &user.DefaultInfo{
+		Name: user.APIServerUser, Groups: []string{user.SystemPrivilegedGroup},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if err := cp.wireAPI(); err != nil {
+		return nil, err
+	}
+	return cp, nil
+}
+
+// wireAPI makes what reads the cluster through the registry, and the HTTP layer over all.
+func (cp *ControlPlane) wireAPI() error {
+	chain, err := admission.NewChain(cp.admin)
+	if err != nil {
+		return err
+	}
+	issuer := "https://kubernetes.default.svc." + cp.opts.ClusterDomain
+	cp.authn, err = auth.New(auth.Options{
+		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Issuer: issuer,
+	})
+	if err != nil {
+		return err
+	}
+	cp.registry.Use(registry.Wiring{
+		Store: cp.store, Admission: chain,
+		IssueToken: func(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+			return cp.authn.IssueToken(ctx, account, request)
+		},
+	})
+	if cp.events, err = events.New(cp.admin, events.Options{Log: cp.opts.Logger}); err != nil {
+		return err
+	}
+	cp.handler, err = api.New(api.Options{
+		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
+		Version: cp.opts.Version, Log: cp.opts.Logger, AgentTransport: cp.opts.AgentTransport,
+		Checks: []api.Check{
+			{Name: "etcd", Live: true, Probe: cp.store.Sync},
+			{Name: "poststarthook/bootstrap", Probe: closed(cp.ready, "the cluster's own objects are being made")},
+		},
+	})
+	return err
+}
+
+func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
+	return func(context.Context) error {
+		select {
+		case <-ch:
+			return nil
+		default:
+			return errors.New(otherwise)
+		}
+	}
+}
+
+// Handler is the API.
+func (cp *ControlPlane) Handler() http.Handler { return cp.handler }
+
+// Serving is closed when requests are answered.
+func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }
+
+// Ready is closed when the cluster's own namespaces, roles and services are there.
+func (cp *ControlPlane) Ready() <-chan struct{} { return cp.ready }
+
+// Admin is a client that may do everything.
+func (cp *ControlPlane) Admin() ctrlclient.Client { return cp.admin }
+
+// As gives a component its client and informers. manager is the field manager of its writes.
+func (cp *ControlPlane) As(u user.Info, manager string) (*client.Client, *client.Cache, error) {
+	c, err := client.New(client.Options{Registry: cp.registry, User: u, Manager: manager, Authorizer: cp.authorizer})
+	if err != nil {
+		return nil, nil, err
+	}
+	informers := client.NewCache(c, cp.opts.Logger)
+	cp.mu.Lock()
+	defer cp.mu.Unlock()
+	if cp.running != nil {
+		cp.running(informers)
+	} else {
+		cp.caches = append(cp.caches, informers)
+	}
+	return c, informers, nil
+}
+
+// controllerUser is the service account under which a controller works; upstream's bootstrap
+// roles grant it what it needs.
+func controllerUser(name string) user.Info {
+	return &user.DefaultInfo{
+		Name:   "system:serviceaccount:kube-system:" + name,
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system", user.AllAuthenticated},
+	}
+}
+
+// Events gives a component its recorder.
+func (cp *ControlPlane) Events(source events.Source) *events.Recorder {
+	return cp.events.Recorder(source)
+}
+
+// Run serves until ctx ends and everything it started has returned.
+func (cp *ControlPlane) Run(ctx context.Context) error {
+	// The store outlives what writes to it, so that the last writes are not lost.
+	storeCtx, stopStore := context.WithCancel(context.WithoutCancel(ctx))
+	storeDone := make(chan error, 1)
+	go func() { storeDone <- cp.store.Run(storeCtx) }()
+	work, cancel := context.WithCancel(ctx)
+	defer cancel()
+	select {
+	case <-cp.store.Ready():
+	case err := <-storeDone:
+		stopStore()
+		return err
+	}
+	workDone := make(chan error, 1)
+	go func() { workDone <- cp.work(work) }()
+	var err error
+	select {
+	case err = <-workDone:
+		stopStore()
+		err = errors.Join(err, <-storeDone)
+	case err = <-storeDone:
+		cancel()
+		stopStore()
+		err = errors.Join(err, <-workDone)
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// work runs everything over the open store.
+func (cp *ControlPlane) work(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+	failed := make(chan error, 64)
+	run := func(name string, f func(context.Context) error) {
+		group.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+				cancel()
+			}
+		})
+	}
+	cp.mu.Lock()
+	cp.running = func(c *client.Cache) { run("informers", c.Start) }
+	for _, c := range cp.caches {
+		cp.running(c)
+	}
+	cp.mu.Unlock()
+	if err := cp.open(ctx, run); err != nil {
+		if ctx.Err() != nil {
+			return firstOf(failed)
+		}
+		return err
+	}
+	if err := cp.startControllers(run); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return firstOf(failed)
+}
+
+func firstOf(failed <-chan error) error {
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+// open makes the API answer: it learns the roles, then makes what every cluster has.
+func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.Context) error)) error {
+	informers := client.NewCache(cp.admin, cp.opts.Logger)
+	run("informers", informers.Start)
+	run("registry", cp.registry.Run)
+	run("events", cp.events.Run)
+	if err := cp.authorizer.Feed(ctx, informers); err != nil {
+		return err
+	}
+	close(cp.serving)
+	if err := cp.bootstrap(ctx); err != nil {
+		return fmt.Errorf("making the cluster's own objects: %w", err)
+	}
+	close(cp.ready)
+	return nil
+}
