@@ -1,0 +1,284 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/controller/controllertest"
+)
+
+type notes struct {
+	mu   sync.Mutex
+	seen []string
+}
+
+func (n *notes) Event(_ runtime.Object, kind, reason, note string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.seen = append(n.seen, kind+" "+reason+" "+note)
+}
+
+func newNode(name string, ready corev1.ConditionStatus, change ...func(*corev1.Node)) *corev1.Node {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if ready != "" {
+		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
+	}
+	for _, f := range change {
+		f(node)
+	}
+	return node
+}
+
+func cidr(text string) func(*corev1.Node) {
+	return func(n *corev1.Node) { n.Spec.PodCIDR, n.Spec.PodCIDRs = text, []string{text} }
+}
+
+func TestNextCIDR(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cluster string
+		bits    int
+		nodes   []string
+		want    string
+	}{
+		"first":            {"10.42.0.0/16", 24, nil, "10.42.0.0/24"},
+		"second":           {"10.42.0.0/16", 24, []string{"10.42.0.0/24"}, "10.42.1.0/24"},
+		"a gap":            {"10.42.0.0/16", 24, []string{"10.42.0.0/24", "10.42.2.0/24"}, "10.42.1.0/24"},
+		"a larger part":    {"10.42.0.0/16", 24, []string{"10.42.0.0/23"}, "10.42.2.0/24"},
+		"none left":        {"10.42.0.0/23", 24, []string{"10.42.0.0/24", "10.42.1.0/24"}, ""},
+		"end of all":       {"255.255.255.0/24", 24, []string{"255.255.255.0/24"}, ""},
+		"of another range": {"10.42.0.0/16", 24, []string{"10.43.0.0/24"}, "10.42.0.0/24"},
+		"six":              {"fd00:1::/56", 64, []string{"fd00:1::/64"}, "fd00:1:0:1::/64"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var nodes []corev1.Node
+			for i, text := range tc.nodes {
+				nodes = append(nodes, *newNode(fmt.Sprint(i), "", cidr(text)))
+			}
+			got, err := nextCIDR(netip.MustParsePrefix(tc.cluster), tc.bits, nodes)
+			if (err != nil) != (tc.want == "") || (err == nil && got.String() != tc.want) {
+				t.Errorf("nextCIDR = %v, %v; want %s", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestPlanTaints(t *testing.T) {
+	notReady := corev1.Taint{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}
+	own := corev1.Taint{Key: "example.com/own", Effect: corev1.TaintEffectNoSchedule}
+	with := func(taints ...corev1.Taint) func(*corev1.Node) {
+		return func(n *corev1.Node) { n.Spec.Taints = taints }
+	}
+	for name, tc := range map[string]struct {
+		node    *corev1.Node
+		evict   bool
+		want    string
+		changed bool
+	}{
+		"ready loses it":  {newNode("n", "True", with(notReady, own)), true, "example.com/own:NoSchedule", true},
+		"not ready":       {newNode("n", "False"), true, "node.kubernetes.io/not-ready:NoSchedule node.kubernetes.io/not-ready:NoExecute", true},
+		"unreachable":     {newNode("n", "Unknown", with(notReady)), true, "node.kubernetes.io/unreachable:NoSchedule node.kubernetes.io/unreachable:NoExecute", true},
+		"all in trouble":  {newNode("n", "Unknown"), false, "node.kubernetes.io/unreachable:NoSchedule", true},
+		"never reported":  {newNode("n", "", with(notReady)), true, "node.kubernetes.io/not-ready:NoSchedule", false},
+		"cordoned":        {newNode("n", "True", func(n *corev1.Node) { n.Spec.Unschedulable = true }), true, "node.kubernetes.io/unschedulable:NoSchedule", true},
+		"as it should be": {newNode("n", "True", with(own)), true, "example.com/own:NoSchedule", false},
+		"pressure": {newNode("n", "True", func(n *corev1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue})
+		}), true, "node.kubernetes.io/disk-pressure:NoSchedule", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			taints, changed := planTaints(tc.node, tc.evict, time.Unix(1, 0))
+			var got []string
+			for _, taint := range taints {
+				got = append(got, fmt.Sprintf("%s:%s", taint.Key, taint.Effect))
+			}
+			if strings.Join(got, " ") != tc.want || changed != tc.changed {
+				t.Errorf("planTaints = %q, %t; want %q, %t", got, changed, tc.want, tc.changed)
+			}
+		})
+	}
+}
+
+func inWorld(t *testing.T, objs []client.Object, f func(c *controllertest.Cluster, events *notes)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		c := controllertest.New(t, objs...)
+		events := &notes{}
+		nc, err := New(c, c, events, Options{ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		evictor, err := NewEvictor(c, c, events, EvictorOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		for _, run := range []func(context.Context) error{nc.Run, evictor.Run} {
+			running.Go(func() {
+				if err := run(ctx); err != nil {
+					t.Errorf("Run = %v", err)
+				}
+			})
+		}
+		wait(time.Second)
+		f(c, events)
+		cancel()
+		running.Wait()
+	})
+}
+
+func wait(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func get(t *testing.T, c client.Client, name string) *corev1.Node {
+	t.Helper()
+	var node corev1.Node
+	if err := c.Get(context.Background(), types.NamespacedName{Name: name}, &node); err != nil {
+		t.Fatal(err)
+	}
+	return node.DeepCopy()
+}
+
+func renew(t *testing.T, c client.Client, name string) {
+	t.Helper()
+	now := metav1.NowMicro()
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name}, Spec: coordinationv1.LeaseSpec{RenewTime: &now}}
+	if err := c.Update(context.Background(), lease); apierrors.IsNotFound(err) {
+		err = c.Create(context.Background(), lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestCIDRsAreDistinct(t *testing.T) {
+	var objs []client.Object
+	for i := range 50 {
+		objs = append(objs, newNode(fmt.Sprintf("n%02d", i), "True"))
+	}
+	inWorld(t, objs, func(c *controllertest.Cluster, _ *notes) {
+		seen := map[string]bool{}
+		for i := range 50 {
+			seen[get(t, c, fmt.Sprintf("n%02d", i)).Spec.PodCIDR] = true
+		}
+		if len(seen) != 50 || seen[""] {
+			t.Errorf("%d distinct CIDRs for 50 nodes: %v", len(seen), seen)
+		}
+	})
+}
+
+func TestSilentNode(t *testing.T) {
+	five := int64(300)
+	pod := func(name string, tolerations ...corev1.Toleration) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: corev1.PodSpec{NodeName: "quiet", Tolerations: tolerations},
+			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+		}
+	}
+	usual := pod("usual", corev1.Toleration{Key: corev1.TaintNodeUnreachable, Operator: "Exists", Effect: "NoExecute", TolerationSeconds: &five})
+	daemon := pod("daemon", corev1.Toleration{Operator: "Exists"})
+	objs := []client.Object{newNode("quiet", "True"), newNode("loud", "True"), usual, daemon}
+	inWorld(t, objs, func(c *controllertest.Cluster, events *notes) {
+		for range 4 {
+			renew(t, c, "quiet")
+			renew(t, c, "loud")
+			wait(10 * time.Second)
+		}
+		if s := readiness(get(t, c, "quiet")); s != corev1.ConditionTrue {
+			t.Errorf("quiet is %s while its lease is renewed", s)
+		}
+		for range 5 {
+			renew(t, c, "loud")
+			wait(10 * time.Second)
+		}
+		quiet := get(t, c, "quiet")
+		ready := findCondition(quiet, corev1.NodeReady)
+		if ready.Status != corev1.ConditionUnknown || ready.Reason != "NodeStatusUnknown" || len(quiet.Spec.Taints) != 2 {
+			t.Errorf("condition %+v, taints %+v", ready, quiet.Spec.Taints)
+		}
+		if s := readiness(get(t, c, "loud")); s != corev1.ConditionTrue {
+			t.Errorf("loud is %s", s)
+		}
+		if !slices.Contains(events.seen, "Normal NodeNotReady Node quiet status is now: NodeNotReady") {
+			t.Errorf("events %q", events.seen)
+		}
+		var p corev1.Pod
+		if err := c.Get(context.Background(), client.ObjectKeyFromObject(usual), &p); err != nil || p.Status.Conditions[0].Status != corev1.ConditionFalse {
+			t.Errorf("pod of a silent node: %+v, %v", p.Status.Conditions, err)
+		}
+		for range 31 {
+			renew(t, c, "loud")
+			wait(10 * time.Second)
+		}
+		if err := c.Get(context.Background(), client.ObjectKeyFromObject(usual), &p); err != nil || p.DeletionTimestamp == nil {
+			t.Errorf("usual not evicted after 300 s: %v", err)
+		}
+		if err := c.Get(context.Background(), client.ObjectKeyFromObject(daemon), &p); err != nil || p.DeletionTimestamp != nil {
+			t.Errorf("daemon was evicted: %v", err)
+		}
+		// The node comes back.
+		renew(t, c, "quiet")
+		back := get(t, c, "quiet")
+		findCondition(back, corev1.NodeReady).Status = corev1.ConditionTrue
+		findCondition(back, corev1.NodeReady).LastHeartbeatTime = metav1.Now()
+		if err := c.Status().Update(context.Background(), back); err != nil {
+			t.Fatal(err)
+		}
+		wait(time.Second)
+		if taints := get(t, c, "quiet").Spec.Taints; len(taints) != 0 {
+			t.Errorf("taints left %+v", taints)
+		}
+	})
+}
+
+func TestOnlyNodeIsNotEvicted(t *testing.T) {
+	inWorld(t, []client.Object{newNode("only", "True")}, func(c *controllertest.Cluster, _ *notes) {
+		wait(time.Minute)
+		taints := get(t, c, "only").Spec.Taints
+		if len(taints) != 1 || taints[0].Effect != corev1.TaintEffectNoSchedule {
+			t.Errorf("taints %+v, want no NoExecute", taints)
+		}
+	})
+}
+
+func TestEvictionIsCancelled(t *testing.T) {
+	ten := int64(10)
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p"}, Spec: corev1.PodSpec{
+		NodeName: "n", Tolerations: []corev1.Toleration{{Key: "x", Operator: "Exists", TolerationSeconds: &ten}},
+	}}
+	tainted := newNode("n", "True", func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "x", Effect: corev1.TaintEffectNoExecute}} })
+	inWorld(t, []client.Object{tainted, pod}, func(c *controllertest.Cluster, events *notes) {
+		wait(5 * time.Second)
+		free := get(t, c, "n")
+		free.Spec.Taints = nil
+		if err := c.Update(context.Background(), free); err != nil {
+			t.Fatal(err)
+		}
+		renew(t, c, "n")
+		wait(20 * time.Second)
+		var p corev1.Pod
+		if err := c.Get(context.Background(), client.ObjectKeyFromObject(pod), &p); err != nil || p.DeletionTimestamp != nil {
+			t.Errorf("evicted all the same: %v", err)
+		}
+		if !slices.Contains(events.seen, "Normal TaintManagerEviction Cancelling deletion of Pod default/p") {
+			t.Errorf("events %q", events.seen)
+		}
+	})
+}

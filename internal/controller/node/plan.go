@@ -1,0 +1,258 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// silentTypes are the conditions that an agent keeps up, and that nobody knows when it
+// is silent.
+func silentTypes() []corev1.NodeConditionType {
+	return []corev1.NodeConditionType{corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure}
+}
+
+func findCondition(node *corev1.Node, kind corev1.NodeConditionType) *corev1.NodeCondition {
+	for i := range node.Status.Conditions {
+		if node.Status.Conditions[i].Type == kind {
+			return &node.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+// readiness is the status of the Ready condition, Unknown if there is none.
+func readiness(node *corev1.Node) corev1.ConditionStatus {
+	if c := findCondition(node, corev1.NodeReady); c != nil {
+		return c.Status
+	}
+	return corev1.ConditionUnknown
+}
+
+// planConditions changes node to say that its agent is silent. It says whether that
+// changes anything.
+func planConditions(node *corev1.Node, now time.Time) bool {
+	changed := false
+	for _, kind := range silentTypes() {
+		c := findCondition(node, kind)
+		switch {
+		case c == nil:
+			node.Status.Conditions = append(node.Status.Conditions, corev1.NodeCondition{
+				Type: kind, Status: corev1.ConditionUnknown,
+				Reason: "NodeStatusNeverUpdated", Message: "Kubelet never posted node status.",
+				LastHeartbeatTime: node.CreationTimestamp, LastTransitionTime: metav1.NewTime(now),
+			})
+			changed = true
+		case c.Status != corev1.ConditionUnknown:
+			c.Status, c.Reason, c.Message = corev1.ConditionUnknown, "NodeStatusUnknown", "Kubelet stopped posting node status."
+			c.LastTransitionTime = metav1.NewTime(now)
+			changed = true
+		}
+	}
+	return changed
+}
+
+// conditionTaint is the taint that a condition's status leads to, "" if none.
+func conditionTaint(c *corev1.NodeCondition) string {
+	switch {
+	case c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse:
+		return corev1.TaintNodeNotReady
+	case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown:
+		return corev1.TaintNodeUnreachable
+	case c.Status != corev1.ConditionTrue:
+		return ""
+	case c.Type == corev1.NodeMemoryPressure:
+		return corev1.TaintNodeMemoryPressure
+	case c.Type == corev1.NodeDiskPressure:
+		return corev1.TaintNodeDiskPressure
+	case c.Type == corev1.NodePIDPressure:
+		return corev1.TaintNodePIDPressure
+	case c.Type == corev1.NodeNetworkUnavailable:
+		return corev1.TaintNodeNetworkUnavailable
+	}
+	return ""
+}
+
+// managed says whether a taint is this controller's to set and remove.
+func managed(t *corev1.Taint) bool {
+	switch t.Key {
+	case corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable:
+		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
+	case corev1.TaintNodeMemoryPressure, corev1.TaintNodeDiskPressure, corev1.TaintNodePIDPressure,
+		corev1.TaintNodeNetworkUnavailable, corev1.TaintNodeUnschedulable:
+		return t.Effect == corev1.TaintEffectNoSchedule
+	}
+	return false
+}
+
+// planTaints returns the taints that a node should have and whether they differ from
+// those it has. evict is false when all nodes are in trouble: then it is the network or
+// this side that is broken, and moving pods would not help them.
+func planTaints(node *corev1.Node, evict bool, now time.Time) ([]corev1.Taint, bool) {
+	type mark struct {
+		key    string
+		effect corev1.TaintEffect
+	}
+	var want []mark
+	for i := range node.Status.Conditions {
+		c := &node.Status.Conditions[i]
+		key := conditionTaint(c)
+		if key == "" {
+			continue
+		}
+		want = append(want, mark{key, corev1.TaintEffectNoSchedule})
+		if c.Type == corev1.NodeReady && evict {
+			want = append(want, mark{key, corev1.TaintEffectNoExecute})
+		}
+	}
+	if findCondition(node, corev1.NodeReady) == nil {
+		// Nothing is known yet: what the API put on it at its creation stays.
+		for i := range node.Spec.Taints {
+			if t := &node.Spec.Taints[i]; t.Key == corev1.TaintNodeNotReady {
+				want = append(want, mark{t.Key, t.Effect})
+			}
+		}
+	}
+	if node.Spec.Unschedulable {
+		want = append(want, mark{corev1.TaintNodeUnschedulable, corev1.TaintEffectNoSchedule})
+	}
+	changed := false
+	var taints []corev1.Taint
+	for i := range node.Spec.Taints {
+		t := &node.Spec.Taints[i]
+		at := slices.Index(want, mark{t.Key, t.Effect})
+		if managed(t) && at < 0 {
+			changed = true
+			continue
+		}
+		if at >= 0 {
+			want = slices.Delete(want, at, at+1)
+		}
+		taints = append(taints, *t)
+	}
+	for _, m := range want {
+		added := metav1.NewTime(now)
+		taints = append(taints, corev1.Taint{Key: m.key, Effect: m.effect, TimeAdded: &added})
+		changed = true
+	}
+	return taints, changed
+}
+
+// errNoCIDR says that the cluster's range has no part left.
+var errNoCIDR = errors.New("the cluster's pod range has no part left")
+
+// nextCIDR returns the first part of bits length of the range that no node has.
+func nextCIDR(cluster netip.Prefix, bits int, nodes []corev1.Node) (netip.Prefix, error) {
+	taken := map[netip.Prefix]bool{}
+	for i := range nodes {
+		for _, text := range append(slices.Clone(nodes[i].Spec.PodCIDRs), nodes[i].Spec.PodCIDR) {
+			prefix, err := netip.ParsePrefix(text)
+			if err != nil {
+				continue
+			}
+			if prefix.Bits() >= bits {
+				taken[netip.PrefixFrom(prefix.Addr(), bits).Masked()] = true
+				continue
+			}
+			// A larger part, from before the size was changed.
+			for part := range parts(prefix, bits) {
+				taken[part] = true
+			}
+		}
+	}
+	for part := range parts(cluster, bits) {
+		if !taken[part] {
+			return part, nil
+		}
+	}
+	return netip.Prefix{}, errNoCIDR
+}
+
+// parts yields the parts of a range in order.
+func parts(cluster netip.Prefix, bits int) func(yield func(netip.Prefix) bool) {
+	return func(yield func(netip.Prefix) bool) {
+		for address := cluster.Masked().Addr(); cluster.Contains(address); {
+			part := netip.PrefixFrom(address, bits)
+			if !yield(part) {
+				return
+			}
+			next, ok := after(part)
+			if !ok {
+				return
+			}
+			address = next
+		}
+	}
+}
+
+// after is the first address behind a prefix; false if there is none.
+func after(prefix netip.Prefix) (netip.Addr, bool) {
+	raw := prefix.Addr().AsSlice()
+	for bit := prefix.Bits() - 1; bit >= 0; bit-- {
+		mask := byte(1) << (7 - bit%8)
+		if raw[bit/8]&mask == 0 {
+			raw[bit/8] |= mask
+			next, ok := netip.AddrFromSlice(raw)
+			return next, ok
+		}
+		raw[bit/8] &^= mask
+	}
+	return netip.Addr{}, false
+}
+
+func checkRange(cluster netip.Prefix, bits int) error {
+	if !cluster.IsValid() {
+		return errors.New("the cluster's pod range is missing")
+	}
+	if bits < cluster.Bits() || bits > cluster.Addr().BitLen() || bits-cluster.Bits() > 16 {
+		return fmt.Errorf("a node's part of %s cannot have %d bits", cluster, bits)
+	}
+	return nil
+}
+
+// verdict is what becomes of a pod on a tainted node.
+type verdict struct {
+	tolerates bool          // for ever
+	after     time.Duration // how long it stays, if it does not
+}
+
+// planEviction says how long a pod stays under a node's NoExecute taints.
+func planEviction(taints []corev1.Taint, tolerations []corev1.Toleration) verdict {
+	shortest := time.Duration(-1)
+	for i := range taints {
+		if taints[i].Effect != corev1.TaintEffectNoExecute {
+			continue
+		}
+		tolerated := false
+		for j := range tolerations {
+			t := &tolerations[j]
+			if !covers(t, &taints[i]) {
+				continue
+			}
+			tolerated = true
+			if t.TolerationSeconds == nil {
+				continue
+			}
+			stay := max(0, time.Duration(*t.TolerationSeconds)*time.Second)
+			if shortest < 0 || stay < shortest {
+				shortest = stay
+			}
+		}
+		if !tolerated {
+			return verdict{}
+		}
+	}
+	return verdict{tolerates: shortest < 0, after: shortest}
+}
+
+func covers(t *corev1.Toleration, taint *corev1.Taint) bool {
+	if (t.Effect != "" && t.Effect != taint.Effect) || (t.Key != "" && t.Key != taint.Key) {
+		return false
+	}
+	return t.Operator == corev1.TolerationOpExists || ((t.Operator == "" || t.Operator == corev1.TolerationOpEqual) && t.Value == taint.Value)
+}
