@@ -1,0 +1,10 @@
+package programs
+
+import "embed"
+
+// embedded holds the programs of this platform.
+//
+//go:embed all:bin/linux_arm64
+var embedded embed.FS
+
+const folder = "bin/linux_arm64"
