@@ -13,34 +13,35 @@ import (
 	"gantry.dev/gantry/internal/container"
 )
 
-// dial opens the stream socket and says hello.
-func dial(ctx context.Context, socket string, greeting hello) (net.Conn, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, fmt.Errorf("reach the shim: %w", err)
-	}
+// greet sends the first line of a connection to the stream socket.
+func greet(conn net.Conn, greeting hello) error {
 	line, err := json.Marshal(greeting)
 	if err == nil {
 		_, err = conn.Write(append(line, '\n'))
 	}
 	if err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("greet the shim: %w", err)
+		return fmt.Errorf("greet the shim: %w", err)
 	}
-	return conn, nil
+	return nil
 }
 
 // Events calls fn for each event of the shim behind socket, beginning with what is already
 // so, until ctx ends (nil) or the shim is gone (an error).
 func Events(ctx context.Context, socket string, fn func(Event)) error {
-	conn, err := dial(ctx, socket, hello{Op: "events"})
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return err
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("reach the shim: %w", err)
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
+	if err := greet(conn, hello{Op: "events"}); err != nil {
+		return err
+	}
 	decoder := json.NewDecoder(conn)
 	for {
 		var event Event
@@ -57,14 +58,22 @@ func Events(ctx context.Context, socket string, fn func(Event)) error {
 // Attach connects streams to a running container until the container ends, ctx ends or
 // the output cannot be written. The end of Stdin does not end the session.
 func Attach(ctx context.Context, socket, id string, streams container.Streams) error {
-	conn, err := dial(ctx, socket, hello{Op: "attach", Container: id, Stdin: streams.Stdin != nil})
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return err
+		return fmt.Errorf("reach the shim: %w", err)
 	}
 	defer conn.Close()
+	return attach(ctx, conn, hello{Op: "attach", Container: id, Stdin: streams.Stdin != nil}, streams)
+}
+
+// attach runs an attach session on a connection.
+func attach(ctx context.Context, conn net.Conn, greeting hello, streams container.Streams) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-
+	if err := greet(conn, greeting); err != nil {
+		return err
+	}
 	reader := bufio.NewReader(conn)
 	line, err := reader.ReadBytes('\n')
 	if err != nil {

@@ -41,7 +41,24 @@ type output struct {
 
 // openOutput makes the pipes in bundle, opens the log and starts copying. End it with
 // finish.
-func openOutput(bundle string, opts Log, terminal bool) (_ *output, err error) {
+func openOutput(bundle string, opts Log, terminal bool) (*output, error) {
+	pipes := []string{stdoutPipe}
+	if !terminal {
+		pipes = append(pipes, stderrPipe)
+	}
+	if opts.Stdin {
+		pipes = append(pipes, stdinPipe)
+	}
+	for _, name := range pipes {
+		if err := makePipe(filepath.Join(bundle, name)); err != nil {
+			return nil, err
+		}
+	}
+	return reopenOutput(bundle, opts, terminal)
+}
+
+// reopenOutput is openOutput for pipes that are there.
+func reopenOutput(bundle string, opts Log, terminal bool) (_ *output, err error) {
 	o := &output{opts: opts, sessions: map[*session]struct{}{}}
 	defer func() {
 		if err != nil {
@@ -65,18 +82,12 @@ func openOutput(bundle string, opts Log, terminal bool) (_ *output, err error) {
 	}
 	if opts.Stdin {
 		o.stdin = filepath.Join(bundle, stdinPipe)
-		if err := makePipe(o.stdin); err != nil {
-			return nil, err
-		}
 	}
 	return o, nil
 }
 
-// follow makes one pipe and copies it until every writer has closed it.
+// follow copies one pipe until every writer has closed it.
 func (o *output) follow(path, stream string, kind byte) error {
-	if err := makePipe(path); err != nil {
-		return err
-	}
 	reader, err := fifo.OpenFifo(context.Background(), path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("open pipe: %w", err)
