@@ -64,10 +64,13 @@ func (p processID) signal(sig syscall.Signal) error {
 func (p processID) waitEnd(timeout time.Duration) bool {
 	deadline := time.Now().Add(timeout)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		// ECHILD: not a child of ours, init collects it.
-		_, _ = unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
-		if !p.alive() {
-			_, _ = unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
+		collected, err := unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
+		if collected == p.PID {
+			return true
+		}
+		// ECHILD: not a child of ours, or collected elsewhere. A child that looks dead but
+		// cannot be collected has threads that still end.
+		if errors.Is(err, unix.ECHILD) && !p.alive() {
 			return true
 		}
 		if time.Now().After(deadline) {

@@ -149,8 +149,8 @@ func lockState(state string) (unlock func(), err error) {
 	}
 }
 
-// quietLibraryLogs sends warnings that containerd's libraries log to the logger and drops
-// the rest.
+// quietLibraryLogs sends what containerd's libraries log to the logger: errors as
+// warnings, warnings, which are mostly noise, for debugging.
 func quietLibraryLogs(logger *slog.Logger) {
 	clog.L.Logger.SetOutput(io.Discard)
 	clog.L.Logger.SetLevel(logrus.WarnLevel)
@@ -173,6 +173,10 @@ func (h logHook) Fire(entry *logrus.Entry) error {
 	for key, value := range entry.Data {
 		attrs = append(attrs, key, value)
 	}
-	h.logger.Warn("containerd library", attrs...)
+	level := slog.LevelDebug
+	if entry.Level <= logrus.ErrorLevel {
+		level = slog.LevelWarn
+	}
+	h.logger.Log(context.Background(), level, "containerd library", attrs...)
 	return nil
 }
