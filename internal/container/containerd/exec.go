@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/fifo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -153,20 +154,28 @@ func (r *Runtime) resizeExec(ctx context.Context, id, execID string, conn *shimC
 	}
 }
 
-// endExec kills an exec process if it still runs and removes everything of it.
+// endExec kills an exec process if it still runs and removes everything of it. The shim
+// may take ten seconds to forget one that left a child with its pipes, so that is not
+// waited for; should this process end meanwhile, the next one does it.
 func (r *Runtime) endExec(ctx context.Context, c *ctr, conn *shimConn, execID string) {
-	ctx, cancel := context.WithTimeout(ctx, killWait)
+	callCtx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
-	// Each of these fails when there is nothing left to do.
-	_, err := conn.tasks.Delete(ctx, &task.DeleteRequest{ID: c.id, ExecID: execID})
-	if err != nil {
-		_, _ = conn.tasks.Kill(ctx, &task.KillRequest{ID: c.id, ExecID: execID, Signal: uint32(unix.SIGKILL)})
-		_, _ = conn.tasks.Wait(ctx, &task.WaitRequest{ID: c.id, ExecID: execID})
-		_, _ = conn.tasks.Delete(ctx, &task.DeleteRequest{ID: c.id, ExecID: execID})
+	// These fail when there is nothing left to do.
+	state, err := conn.tasks.State(callCtx, &task.StateRequest{ID: c.id, ExecID: execID})
+	if err == nil && state.Status == tasktypes.Status_RUNNING {
+		_, _ = conn.tasks.Kill(callCtx, &task.KillRequest{ID: c.id, ExecID: execID, Signal: uint32(unix.SIGKILL)})
+		_, _ = conn.tasks.Wait(callCtx, &task.WaitRequest{ID: c.id, ExecID: execID})
 	}
-	parent := filepath.Join(r.opts.State, execDir, c.id)
-	_ = os.RemoveAll(filepath.Join(parent, execID))
-	_ = os.Remove(parent) // when it was the last
+	r.background.start(func() {
+		ctx, cancel := context.WithTimeout(r.runCtx, 2*killWait)
+		defer cancel()
+		if err == nil {
+			_, _ = conn.tasks.Delete(ctx, &task.DeleteRequest{ID: c.id, ExecID: execID})
+		}
+		parent := filepath.Join(r.opts.State, execDir, c.id)
+		_ = os.RemoveAll(filepath.Join(parent, execID))
+		_ = os.Remove(parent) // when it was the last
+	})
 }
 
 // execPipes are the named pipes of one exec process.

@@ -81,7 +81,7 @@ func TestExec(t *testing.T) {
 			sizes := make(chan container.Size, 1)
 			sizes <- container.Size{Width: 91, Height: 37}
 			code, err := exec(t.Context(), container.Streams{Stdout: &stdout, TTY: true, Resize: sizes},
-				"/bin/sh", "-c", "for i in $(seq 100); do s=$(stty size); [ \"$s\" = '37 91' ] && break; sleep 0.05; done; echo $s")
+				"/bin/sh", "-c", "for i in $(seq 100); do s=$(stty size 2>/dev/null); [ \"$s\" = '37 91' ] && break; sleep 0.05; done; echo $s")
 			if code != 0 || err != nil || stdout.String() != "37 91\r\n" {
 				t.Errorf("Exec = %d, %v; %q", code, err, stdout.String())
 			}
@@ -338,7 +338,7 @@ func TestSecurity(t *testing.T) {
 		"groups of image":  {func(c *container.Config) { c.Security.User = &uid; c.Security.MergeImageGroups = true }, "id -G", []string{"1000 2000"}},
 		"groups strict":    {func(c *container.Config) { c.Security.User = &uid; c.Security.SupplementalGroups = []int64{77} }, "id -G", []string{"1000 77"}},
 		"read-only root":   {func(c *container.Config) { c.Security.ReadOnlyRootfs = true }, "touch /x 2>/dev/null || echo refused", []string{"refused"}},
-		"masked":           {func(*container.Config) {}, "cat /proc/kcore | head -c 1 | awk '{print length}'; echo end", []string{"end"}},
+		"masked":           {func(*container.Config) {}, "ls /sys/firmware | awk 'END {print NR}'", []string{"0"}},
 		"built-in seccomp": {func(c *container.Config) { c.Security.Seccomp = "runtime" }, "awk '/^Seccomp:/{print $2}' /proc/self/status", []string{"2"}},
 		"no new rights":    {func(c *container.Config) { c.Security.NoNewPrivileges = true }, "awk '/^NoNewPrivs:/{print $2}' /proc/self/status", []string{"1"}},
 		"capabilities": {func(c *container.Config) {
@@ -474,9 +474,7 @@ func TestStopAll(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), foreign) {
 			t.Errorf("StopAll with a foreign mount: %v", err)
 		}
-		if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
-			t.Errorf("process %d still runs: %v", pid, err)
-		}
+		eventually(t, "init collects the killed process", func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) })
 		if err := unix.Unmount(foreign, 0); err != nil {
 			t.Error(err)
 		}

@@ -133,7 +133,7 @@ func (r *Runtime) recoverSandbox(ctx context.Context, id string, sb *sandbox) {
 	}
 	// After that, so that an end told here finds its container running.
 	synced := make(chan struct{})
-	r.watchers.Go(func() { r.watchShim(sb, id, conn, synced) })
+	r.background.start(func() { r.watchShim(sb, id, conn, synced) })
 	select {
 	case <-synced:
 	case <-ctx.Done():

@@ -67,9 +67,10 @@ type Runtime struct {
 	leases       leases.Manager
 	imageCache   *imageCache
 
-	watchers   sync.WaitGroup // everything that Run waits for
-	collecting sync.RWMutex   // held for reading while something is made that is not referenced yet
-	dirty      chan struct{}  // asks for a collection
+	collecting sync.RWMutex  // held for reading while something is made that is not referenced yet
+	dirty      chan struct{} // asks for a collection
+
+	background background // everything that Run waits for
 
 	mu        sync.Mutex // guards the maps
 	sandboxes map[string]*sandbox
@@ -138,10 +139,10 @@ func (r *Runtime) Run(ctx context.Context) error {
 		return err
 	}
 	defer closeStores()
-	defer r.watchers.Wait()
+	defer r.background.wait()
 	defer cancel() // before waiting
 
-	r.watchers.Go(func() { r.queue.run(runCtx) })
+	r.background.start(func() { r.queue.run(runCtx) })
 	if r.opts.RuncShim != "" {
 		if err := r.serveEvents(runCtx); err != nil {
 			return err
@@ -150,7 +151,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	if err := r.recoverAll(runCtx); err != nil {
 		return fmt.Errorf("take over running containers: %w", err)
 	}
-	r.watchers.Go(func() { r.collectLoop(runCtx) })
+	r.background.start(func() { r.collectLoop(runCtx) })
 	close(r.ready)
 	<-runCtx.Done()
 	r.disconnectShims()
@@ -202,3 +203,28 @@ const (
 
 // bundle returns the folder of a container's bundle.
 func (r *Runtime) bundle(id string) string { return filepath.Join(r.opts.State, bundlesDir, id) }
+
+// background is a set of goroutines. Once wait was called no more are started.
+type background struct {
+	running sync.WaitGroup
+
+	mu     sync.Mutex // guards the field below
+	closed bool
+}
+
+// start runs fn, unless the set is closed.
+func (b *background) start(fn func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.running.Go(fn)
+	}
+}
+
+// wait closes the set and waits for those that run.
+func (b *background) wait() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.running.Wait()
+}

@@ -154,7 +154,7 @@ func (r *Runtime) adoptShim(sb *sandbox, id string, conn *shimConn) {
 	sb.mu.Lock()
 	sb.shim = conn
 	sb.mu.Unlock()
-	r.watchers.Go(func() { r.watchShim(sb, id, conn, nil) })
+	r.background.start(func() { r.watchShim(sb, id, conn, nil) })
 }
 
 // watchShim follows the events of a shim until the shim is dead or Run ends. synced, if

@@ -51,7 +51,7 @@ func (r *Runtime) serveEvents(ctx context.Context) error {
 		return fmt.Errorf("listen for events: %w", err)
 	}
 	events.RegisterTTRPCEventsService(server, eventSink{r})
-	r.watchers.Go(func() {
+	r.background.start(func() {
 		stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 		defer stop()
 		_ = server.Serve(ctx, listener) // ends by Close
@@ -166,7 +166,7 @@ func (r *Runtime) connectStock(c *ctr, rec stockRecord) (*shimConn, error) {
 	c.mu.Lock()
 	c.stock = conn
 	c.mu.Unlock()
-	r.watchers.Go(func() {
+	r.background.start(func() {
 		defer close(conn.gone)
 		ctx, cancel := context.WithCancel(r.runCtx)
 		defer cancel()
@@ -199,7 +199,7 @@ func (r *Runtime) watchStock(c *ctr, conn *shimConn) {
 	if conn.local == nil {
 		return
 	}
-	r.watchers.Go(func() {
+	r.background.start(func() {
 		cgroup := memoryCgroupOf(c.rec.Cgroup)
 		if err := conn.local.Follow(r.runCtx, c.id, cgroup); err != nil && r.runCtx.Err() == nil {
 			r.log.Error("a stock shim died, its container is ended", "container", c.id, "error", err)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -150,7 +151,7 @@ func lockState(state string) (unlock func(), err error) {
 }
 
 // quietLibraryLogs sends what containerd's libraries log to the logger: errors as
-// warnings, warnings, which are mostly noise, for debugging.
+// warnings; warnings, and what ttrpc says of answers that come too late, for debugging.
 func quietLibraryLogs(logger *slog.Logger) {
 	clog.L.Logger.SetOutput(io.Discard)
 	clog.L.Logger.SetLevel(logrus.WarnLevel)
@@ -174,7 +175,7 @@ func (h logHook) Fire(entry *logrus.Entry) error {
 		attrs = append(attrs, key, value)
 	}
 	level := slog.LevelDebug
-	if entry.Level <= logrus.ErrorLevel {
+	if entry.Level <= logrus.ErrorLevel && !strings.HasPrefix(entry.Message, "ttrpc: ") {
 		level = slog.LevelWarn
 	}
 	h.logger.Log(context.Background(), level, "containerd library", attrs...)

@@ -184,15 +184,16 @@ func (w *Writer) write(lines []byte) {
 // rotateLocked renames the current file, opens a new one and removes those too many. w.mu
 // is held. Where renaming fails the file goes on growing: losing the log would be worse.
 func (w *Writer) rotateLocked() {
-	at := time.Now()
-	target := w.opts.Path + "." + at.UTC().Format(rotatedLayout)
-	for { // two rotations in one second: names must stay in order and apart
-		if _, err := os.Lstat(target); err != nil {
-			break
+	rotated := Rotated(w.opts.Path)
+	at := time.Now().UTC().Truncate(time.Second)
+	if len(rotated) > 0 {
+		// Several rotations in one second: names must stay in order and apart.
+		newest := strings.TrimPrefix(rotated[len(rotated)-1], w.opts.Path+".")
+		if last, err := time.Parse(rotatedLayout, newest); err == nil && !last.Before(at) {
+			at = last.Add(time.Second)
 		}
-		at = at.Add(time.Second)
-		target = w.opts.Path + "." + at.UTC().Format(rotatedLayout)
 	}
+	target := w.opts.Path + "." + at.Format(rotatedLayout)
 	if err := os.Rename(w.opts.Path, target); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return
 	}
@@ -200,7 +201,7 @@ func (w *Writer) rotateLocked() {
 		_ = w.file.Close()
 		w.file, w.size = nil, 0
 	}
-	rotated := Rotated(w.opts.Path)
+	rotated = append(rotated, target)
 	for len(rotated) > w.opts.MaxFiles-1 {
 		_ = os.Remove(rotated[0])
 		rotated = rotated[1:]
