@@ -70,9 +70,8 @@ func (c *ctr) state() container.State {
 func (c *ctr) setRunning(pid int, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.started = at
 	if c.current == container.StateCreated {
-		c.current, c.pid = container.StateRunning, pid
+		c.current, c.pid, c.started = container.StateRunning, pid, at
 	}
 }
 

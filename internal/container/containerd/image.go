@@ -152,7 +152,7 @@ func (r *Runtime) resolveImage(ctx context.Context, ref string) (*imageInfo, err
 	}
 	if named, err := normalize(ref); err == nil {
 		for _, entry := range all {
-			if slices.ContainsFunc(entry.records, func(img images.Image) bool { return img.Name == named.String() }) {
+			if slices.ContainsFunc(entry.records, func(img images.Image) bool { return recordIs(img, named) }) {
 				return entry.info(), nil
 			}
 		}
@@ -160,6 +160,19 @@ func (r *Runtime) resolveImage(ctx context.Context, ref string) (*imageInfo, err
 		return nil, err
 	}
 	return nil, fmt.Errorf("image %s: %w", ref, ErrNotFound)
+}
+
+// recordIs reports whether a record is meant by a name, which may be by digest.
+func recordIs(img images.Image, named reference.Named) bool {
+	if img.Name == named.String() {
+		return true
+	}
+	digested, ok := named.(reference.Digested)
+	if !ok || img.Target.Digest != digested.Digest() {
+		return false
+	}
+	other, err := reference.ParseDockerRef(img.Name)
+	return err == nil && other.Name() == named.Name()
 }
 
 // imageGroup is one image with all its records.

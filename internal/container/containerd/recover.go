@@ -56,7 +56,7 @@ func (r *Runtime) loadSandboxes(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		sb := &sandbox{created: rec.CreatedAt}
+		sb := &sandbox{created: rec.CreatedAt} // not saved: after a reboot its cgroup is gone
 		if err := json.Unmarshal(ours.GetValue(), &sb.spec); err != nil {
 			return fmt.Errorf("read record of sandbox %s: %w", rec.ID, err)
 		}

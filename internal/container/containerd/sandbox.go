@@ -38,6 +38,7 @@ type sandbox struct {
 	mu      sync.Mutex // guards the fields below
 	spec    container.Sandbox
 	created time.Time
+	saved   bool      // record and cgroup are as spec says
 	shim    *shimConn // nil while none runs
 	removed bool
 }
@@ -77,8 +78,11 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 	sb.op.Lock()
 	defer sb.op.Unlock()
 	sb.mu.Lock()
-	removed, known := sb.removed, reflect.DeepEqual(sb.spec, spec)
+	removed, known := sb.removed, sb.saved && reflect.DeepEqual(sb.spec, spec)
 	created, conn := sb.created, sb.shim
+	if !removed {
+		sb.spec, sb.saved = spec, known // also of one that is made in part, to be removed
+	}
 	sb.mu.Unlock()
 	if removed {
 		return fmt.Errorf("make sandbox %s: it is being removed", spec.ID)
@@ -103,7 +107,7 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 		return fmt.Errorf("make sandbox %s: %w", spec.ID, err)
 	}
 	sb.mu.Lock()
-	sb.spec = spec
+	sb.saved = true
 	sb.mu.Unlock()
 	if spec.ShareProcs && !spec.HostPID {
 		if err := r.ensurePIDNamespace(spec.ID); err != nil {
