@@ -145,7 +145,19 @@ func startRuntime(t testing.TB, dirs testDirs) (r *Runtime, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err = New(opts)
+	return runOptions(t, opts)
+}
+
+// runWith runs a Runtime with options of a test's own until the test ends.
+func runWith(t testing.TB, opts Options) *Runtime {
+	t.Helper()
+	r, _ := runOptions(t, opts)
+	return r
+}
+
+func runOptions(t testing.TB, opts Options) (r *Runtime, stop func()) {
+	t.Helper()
+	r, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}

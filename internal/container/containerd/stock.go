@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -129,7 +128,7 @@ func (r *Runtime) startStockShim(ctx context.Context, c *ctr) (stockRecord, erro
 		TTRPCAddress: r.eventSocket(),
 		WorkDir:      bundle,
 		Action:       "start",
-		SocketDir:    filepath.Join(r.opts.State, socketsDir),
+		SocketDir:    filepath.Join("..", "..", socketsDir), // from the bundle: a whole path may be too long
 	})
 	if err != nil {
 		return stockRecord{}, err
@@ -147,7 +146,7 @@ func (r *Runtime) startStockShim(ctx context.Context, c *ctr) (stockRecord, erro
 
 // connectStock connects to a stock shim and takes over streams and events.
 func (r *Runtime) connectStock(c *ctr, rec stockRecord) (*shimConn, error) {
-	network, err := net.DialTimeout("unix", strings.TrimPrefix(rec.Address, "unix://"), shimStartTimeout)
+	network, err := dialIn(filepath.Join(r.opts.State, socketsDir), filepath.Base(rec.Address))
 	if err != nil {
 		return nil, fmt.Errorf("connect to stock shim: %w", err)
 	}
@@ -175,6 +174,17 @@ func (r *Runtime) connectStock(c *ctr, rec stockRecord) (*shimConn, error) {
 		local.Events(ctx, r.shimEvent)
 	})
 	return conn, nil
+}
+
+// dialIn connects to a socket in a folder whose whole path may be longer than a socket's
+// may be.
+func dialIn(dir, name string) (net.Conn, error) {
+	opened, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer opened.Close()
+	return net.DialTimeout("unix", fmt.Sprintf("/proc/self/fd/%d/%s", opened.Fd(), name), shimStartTimeout)
 }
 
 // identifyStock asks a fresh stock shim for its process and writes that down.
