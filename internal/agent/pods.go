@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/container"
+)
+
+// watch subscribes to what the agent must know of the API, and returns when it has seen
+// everything once. Sandboxes whose pod the API does not know are then removed.
+func (a *Agent) watch(ctx context.Context, sandboxes []container.SandboxStatus) error {
+	known := map[types.UID]container.SandboxStatus{}
+	for _, s := range sandboxes {
+		known[types.UID(s.Sandbox.ID)] = s
+	}
+	handlers := []struct {
+		object  client.Object
+		handler toolscache.ResourceEventHandlerFuncs
+	}{
+		{&corev1.Node{}, onChange(a.nodeChanged)},
+		{&corev1.Pod{}, toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { a.podChanged(o, known) },
+			UpdateFunc: func(_, o any) { a.podChanged(o, known) },
+			DeleteFunc: a.podDeleted,
+		}},
+		{&corev1.ConfigMap{}, onChange(func(o client.Object) { a.sourceChanged(o, false) })},
+		{&corev1.Secret{}, onChange(func(o client.Object) { a.sourceChanged(o, true) })},
+	}
+	for _, h := range handlers {
+		informer, err := a.informers.GetInformer(ctx, h.object)
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", h.object, err)
+		}
+		registration, err := informer.AddEventHandler(h.handler)
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", h.object, err)
+		}
+		a.spawn(func(ctx context.Context) {
+			<-ctx.Done()
+			if err := informer.RemoveEventHandler(registration); err != nil {
+				a.log.Debug("cannot stop watching", "error", err)
+			}
+		})
+		select {
+		case <-registration.HasSyncedChecker().Done():
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	a.synced.Store(true)
+	a.removeOrphans(ctx, sandboxes)
+	a.log.Info("agent is running", "nodeName", a.opts.NodeName, "sandboxes", len(sandboxes))
+	return nil
+}
+
+func onChange(f func(client.Object)) toolscache.ResourceEventHandlerFuncs {
+	call := func(o any) {
+		if object, ok := o.(client.Object); ok {
+			f(object)
+		}
+	}
+	return toolscache.ResourceEventHandlerFuncs{AddFunc: call, UpdateFunc: func(_, o any) { call(o) }}
+}
+
+// podChanged hands a pod of this node to its worker. known is what the runtime had when the
+// agent started.
+func (a *Agent) podChanged(object any, known map[types.UID]container.SandboxStatus) {
+	pod, ok := object.(*corev1.Pod)
+	if !ok || pod.Spec.NodeName != a.opts.NodeName {
+		return
+	}
+	a.mu.Lock()
+	w := a.workers[pod.UID]
+	if w == nil {
+		w = newWorker(a, pod)
+		if s, ok := known[pod.UID]; ok {
+			w.adopt(s)
+		}
+		a.workers[pod.UID] = w
+	}
+	a.mu.Unlock()
+	w.update(pod)
+}
+
+func (a *Agent) podDeleted(object any) {
+	if tombstone, ok := object.(toolscache.DeletedFinalStateUnknown); ok {
+		object = tombstone.Obj
+	}
+	pod, ok := object.(*corev1.Pod)
+	if !ok || pod.Spec.NodeName != a.opts.NodeName {
+		return
+	}
+	a.mu.Lock()
+	w := a.workers[pod.UID]
+	a.mu.Unlock()
+	if w != nil {
+		w.remove()
+	}
+}
+
+// sourceChanged wakes the pods that use a ConfigMap or Secret.
+func (a *Agent) sourceChanged(object client.Object, secret bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.workers {
+		if w.uses(object.GetNamespace(), object.GetName(), secret) {
+			w.dirty.Store(true)
+			w.notify()
+		}
+	}
+}
+
+// removeOrphans removes sandboxes whose pod is gone from the API: deleted while the agent was
+// away. Their containers get a second to end, as the kubelet gives them.
+func (a *Agent) removeOrphans(ctx context.Context, sandboxes []container.SandboxStatus) {
+	var keep []string
+	for _, s := range sandboxes {
+		uid := types.UID(s.Sandbox.ID)
+		a.mu.Lock()
+		_, known := a.workers[uid]
+		a.mu.Unlock()
+		if known {
+			keep = append(keep, s.Sandbox.ID)
+			continue
+		}
+		a.spawn(func(ctx context.Context) { a.removeOrphan(ctx, s) })
+	}
+	if err := a.network.Reconcile(ctx, keep); err != nil {
+		a.log.Warn("cannot clean up the networks of pods that are gone", "error", err)
+	}
+}
+
+func (a *Agent) removeOrphan(ctx context.Context, s container.SandboxStatus) {
+	log := a.log.With("namespace", s.Sandbox.Namespace, "name", s.Sandbox.Name, "uid", s.Sandbox.ID)
+	log.Info("removing a pod that was deleted while the agent was away")
+	for delay := time.Second; ; delay = min(2*delay, time.Minute) {
+		err := a.dropSandbox(ctx, s)
+		if err == nil {
+			err = a.volumes.TearDown(ctx, types.UID(s.Sandbox.ID))
+		}
+		if err == nil {
+			err = a.removeFiles(s.Sandbox.Namespace, s.Sandbox.Name, types.UID(s.Sandbox.ID))
+		}
+		if err == nil {
+			return
+		}
+		log.Warn("cannot remove a pod that is gone", "error", err)
+		if !pause(ctx, delay) {
+			return
+		}
+	}
+}
+
+// dropSandbox stops what runs in a sandbox at once and removes it with its network.
+func (a *Agent) dropSandbox(ctx context.Context, s container.SandboxStatus) error {
+	for _, c := range s.Containers {
+		if c.State == container.StateRunning {
+			if err := a.runtime.StopContainer(ctx, c.ID, time.Second); err != nil {
+				return fmt.Errorf("stopping container %s: %w", c.Name, err)
+			}
+		}
+	}
+	if err := a.runtime.RemoveSandbox(ctx, s.Sandbox.ID); err != nil {
+		return fmt.Errorf("removing the sandbox: %w", err)
+	}
+	if s.Sandbox.NetNSPath == "" {
+		return nil
+	}
+	if err := a.network.Teardown(ctx, s.Sandbox.ID); err != nil {
+		return fmt.Errorf("removing the pod's network: %w", err)
+	}
+	return nil
+}
+
+// forget drops a worker that has nothing left to do.
+func (a *Agent) forget(w *worker) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.workers[w.uid] == w {
+		delete(a.workers, w.uid)
+	}
+}
+
+// stopWorkers keeps new workers from starting; those that run end with Run's context.
+func (a *Agent) stopWorkers() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.running = false
+}
+
+// Pods returns the pods that the agent looks after, with their newest status.
+func (a *Agent) Pods() []*corev1.Pod {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := make([]*corev1.Pod, 0, len(a.workers))
+	for _, w := range a.workers {
+		list = append(list, w.snapshot())
+	}
+	return list
+}
+
+// Pod returns one of the node's pods by name, with its newest status.
+func (a *Agent) Pod(namespace, name string) (*corev1.Pod, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var found *corev1.Pod
+	for _, w := range a.workers {
+		pod := w.snapshot()
+		if pod.Namespace == namespace && pod.Name == name && (found == nil || found.CreationTimestamp.Before(&pod.CreationTimestamp)) {
+			found = pod
+		}
+	}
+	return found, found != nil
+}
+
+// pause waits for d; false means that ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// gone reports whether the API says that a pod of that UID is no more.
+func (a *Agent) gone(ctx context.Context, pod *corev1.Pod) bool {
+	var current corev1.Pod
+	err := a.client.Get(ctx, client.ObjectKeyFromObject(pod), &current)
+	return apierrors.IsNotFound(err) || err == nil && current.UID != pod.UID
+}
