@@ -120,18 +120,20 @@ type Options struct {
 	InstanceType string            // node.kubernetes.io/instance-type
 	KubeletPort  int32             // default 10250
 
-	LeaseSeconds      int32         // default 40
-	LeaseRenew        time.Duration // default 10s
-	StatusEvery       time.Duration // how soon a changed node status is reported; default 10s
-	StatusAtLeast     time.Duration // how often an unchanged one is; default 5m
-	ImageHighPercent  int           // disk use that starts the image collection; default 85
-	ImageLowPercent   int           // disk use that it aims for; default 80
-	ImageMinAge       time.Duration // images unused for less stay; default 2m
-	DiskUsage         func(path string) (used, capacity int64, err error)
-	IsNotFound        func(error) bool // whether an error of Images means an absent image; default errdefs-like text
-	ParallelPulls     int              // images pulled at once, default 4
-	StatusWriters     int              // statuses written at once, default 4
-	Dial              func(ctx context.Context, network, address string) (net.Conn, error)
+	LeaseSeconds     int32         // default 40
+	LeaseRenew       time.Duration // default 10s
+	StatusEvery      time.Duration // how soon a changed node status is reported; default 10s
+	StatusAtLeast    time.Duration // how often an unchanged one is; default 5m
+	ImageHighPercent int           // disk use that starts the image collection; default 85
+	ImageLowPercent  int           // disk use that it aims for; default 80
+	ImageMinAge      time.Duration // images unused for less stay; default 2m
+	DiskUsage        func(path string) (used, capacity int64, err error)
+	IsNotFound       func(error) bool // whether an error of Images means an absent image; default errdefs-like text
+	ParallelPulls    int              // images pulled at once, default 4
+	StatusWriters    int              // statuses written at once, default 4
+	Dial             func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialPod connects to a port on the loopback address of a network namespace; nil enters it.
+	DialPod           func(ctx context.Context, netns string, port int32) (net.Conn, error)
 	Logger            *slog.Logger
 	DisableCollection bool // no image, container or orphan collection: simulated nodes
 }

@@ -79,18 +79,44 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, c *corev1.Container
 	config.Annotations = annotations
 	id, err := a.runtime.CreateContainer(ctx, config)
 	if err != nil {
+		w.sandbox = false // it may be the sandbox that is broken: it is ensured again first
 		return fail("CreateContainerError", err)
 	}
 	a.events.container(pod, c, corev1.EventTypeNormal, "Created", "Container created")
 	if err := a.runtime.StartContainer(ctx, id); err != nil {
-		return fail("RunContainerError", err)
+		w.sandbox = false
+		if err := w.dropUnstarted(ctx, id); err != nil {
+			return 0, err
+		}
+		w.failures[c.Name] = min(max(2*w.failures[c.Name], firstBackoff), maxBackoff)
+		_, err := fail("RunContainerError", err)
+		return w.failures[c.Name], err
 	}
 	delete(w.waiting, c.Name)
+	delete(w.failures, c.Name)
 	a.events.container(pod, c, corev1.EventTypeNormal, "Started", "Container started")
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		return w.postStart(ctx, pod, c, id)
 	}
 	return 0, nil
+}
+
+// dropUnstarted removes a container that could not be started, unless the runtime keeps it as
+// one that has ended: then that shows in the status and the usual back-off follows.
+func (w *worker) dropUnstarted(ctx context.Context, id string) error {
+	s, _, err := w.agent.status(ctx, string(w.uid))
+	if err != nil {
+		return fmt.Errorf("looking at a container that did not start: %w", err)
+	}
+	for _, c := range s.Containers {
+		if c.ID != id || c.State != container.StateCreated {
+			continue
+		}
+		if err := w.agent.runtime.RemoveContainer(ctx, id); err != nil {
+			return fmt.Errorf("removing a container that did not start: %w", err)
+		}
+	}
+	return nil
 }
 
 func (w *worker) waitForBackoff(pod *corev1.Pod, c *corev1.Container, delay time.Duration) {

@@ -311,7 +311,8 @@ func (w *worker) connect(ctx context.Context, pod *corev1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("connecting the pod: %w", err)
 	}
-	w.netns, w.ips = netns, textAddresses(addrs)
+	w.namespace.Store(&netns)
+	w.ips = textAddresses(addrs)
 	return nil
 }
 
@@ -341,7 +342,7 @@ func (w *worker) sandboxSpec(pod *corev1.Pod) container.Sandbox {
 		},
 	}
 	if !pod.Spec.HostNetwork {
-		s.NetNSPath = w.netns
+		s.NetNSPath = *w.namespace.Load()
 		s.Hostname, s.Domain = podconfig.Hostname(pod, a.opts.ClusterDomain)
 		if pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN && s.Domain != "" {
 			s.Hostname += "." + s.Domain

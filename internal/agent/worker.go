@@ -35,6 +35,8 @@ type worker struct {
 	stale atomic.Bool // the runtime has news
 	dirty atomic.Bool // a ConfigMap or Secret of the pod has changed
 
+	namespace atomic.Pointer[string] // path of the pod's network namespace; nil until it has one
+
 	mu       sync.Mutex // guards the fields below
 	pod      *corev1.Pod
 	removed  bool // the API has no such pod any more
@@ -48,7 +50,6 @@ type worker struct {
 	// The fields below belong to the goroutine.
 	sandbox   bool // the sandbox and its network were made or found alive
 	seenPod   bool // something of the pod was found in or given to the runtime
-	netns     string
 	ips       []string
 	observed  podstatus.Observed
 	volumes   map[string]volume.Mounted
@@ -58,7 +59,8 @@ type worker struct {
 	cleaned   bool // sandbox, network and volumes are gone
 	finished  bool // the last status is made
 	warnedDNS bool
-	mountsAt  time.Time // when volumes were last brought up to date
+	failures  map[string]time.Duration // by container name: the wait after starts that failed in a row
+	mountsAt  time.Time                // when volumes were last brought up to date
 }
 
 func newWorker(a *Agent, pod *corev1.Pod) *worker {
@@ -69,6 +71,7 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 		wake:     make(chan struct{}, 1),
 		waiting:  map[string]podstatus.Waiting{},
 		messages: map[string]string{},
+		failures: map[string]time.Duration{},
 	}
 	w.stale.Store(true)
 	return w
@@ -77,7 +80,9 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 // adopt takes over a sandbox that an earlier agent has made.
 func (w *worker) adopt(s container.SandboxStatus) {
 	w.seenPod = true
-	w.netns = s.Sandbox.NetNSPath
+	if path := s.Sandbox.NetNSPath; path != "" {
+		w.namespace.Store(&path)
+	}
 	if ips := s.Sandbox.Annotations[annotationIPs]; ips != "" {
 		w.ips = strings.Split(ips, ",")
 	}

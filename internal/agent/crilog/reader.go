@@ -123,6 +123,7 @@ type reader struct {
 	opts           Options
 	stdout, stderr io.Writer
 	left           int64
+	within         [2]bool // stdout, stderr: the line goes on in the next record
 }
 
 // place is where reading starts: a file and how many lines of it are skipped.
@@ -366,9 +367,14 @@ func (r *reader) emit(raw []byte, skip int64) (int64, error) {
 		return 0, nil
 	}
 	text := l.text
-	if r.opts.Timestamps {
+	stream := 0
+	if l.stderr {
+		stream = 1
+	}
+	if r.opts.Timestamps && !r.within[stream] {
 		text = slices.Concat(l.stamp, []byte{' '}, text)
 	}
+	r.within[stream] = !bytes.HasSuffix(l.text, []byte{'\n'})
 	limited := r.opts.LimitBytes > 0
 	if limited && int64(len(text)) > r.left {
 		text = text[:r.left]
