@@ -383,6 +383,25 @@ func TestTables(t *testing.T) {
 	}
 }
 
+func TestEveryKindHasColumns(t *testing.T) {
+	c := start(t, Options{})
+	for name, ep := range c.endpoints {
+		path := "/apis/" + name.GroupVersion().String() + "/" + name.Resource
+		if name.Group == "" {
+			path = "/api/v1/" + name.Resource
+		}
+		var table metav1.Table
+		w := c.do(t, "root", "GET", path, nil, "Accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+		if err := json.Unmarshal(w.Body.Bytes(), &table); err != nil || w.Code != 200 || len(table.ColumnDefinitions) < 2 {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+		w = c.do(t, "root", "GET", path, nil, "Accept", typeProto)
+		if w.Code != 200 || !strings.HasPrefix(w.Body.String(), "k8s\x00") {
+			t.Errorf("%s of %s as protobuf: %d %q", path, ep.Kind.Kind, w.Code, w.Body)
+		}
+	}
+}
+
 // The encoded list must be what the generated types would encode.
 func TestListBytesMatchTheTypedEncoding(t *testing.T) {
 	c := start(t, Options{})

@@ -44,7 +44,12 @@ func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) 
 	if out.format == formatProto && !isProto {
 		out.format = formatJSON
 	}
-	buffer := takeBuffer(listSize(items))
+	size := listSize(items)
+	out.pretty = wantsPretty(&out, q.r)
+	if size > gzipThreshold && out.format != formatYAML && !out.pretty && acceptsGzip(q.r.Header) {
+		return s.zippedList(q, out, ep, listMeta(&got), got.Entries, items)
+	}
+	buffer := takeBuffer(size)
 	defer giveBuffer(buffer)
 	if isProto {
 		*buffer, err = ep.appendProtoList(*buffer, listMeta(&got), items)
@@ -57,7 +62,6 @@ func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) 
 	if isProto {
 		return s.send(q, out, http.StatusOK, *buffer)
 	}
-	out.pretty = wantsPretty(&out, q.r)
 	return s.sendJSON(q, out, http.StatusOK, *buffer)
 }
 

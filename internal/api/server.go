@@ -62,6 +62,7 @@ type Server struct {
 	discovery *discovery
 	openapi   *openAPI
 	tables    *tables
+	zips      zipCache
 	streams   *streams
 	scrape    http.Handler
 	issuer    issuerDocuments
