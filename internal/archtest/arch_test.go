@@ -210,29 +210,39 @@ func parseExceptions(t *testing.T) map[string]int {
 	return excused
 }
 
-// TestNoSleepInTests: a test that sleeps to wait for a state depends on the machine's speed. Files
-// that use testing/synctest sleep in virtual time.
+// TestNoSleepInTests: a test that sleeps and then expects a state depends on the machine's speed. A
+// sleep inside a loop is a poll, and files that use testing/synctest sleep in virtual time.
 func TestNoSleepInTests(t *testing.T) {
 	for _, file := range parseModule(t) {
 		virtual := slices.ContainsFunc(file.ast.Imports, func(s *ast.ImportSpec) bool { return s.Path.Value == `"testing/synctest"` })
 		if !file.test || virtual {
 			continue
 		}
-		ast.Inspect(file.ast, func(n ast.Node) bool {
-			call, ok := n.(*ast.CallExpr)
-			if !ok {
-				return true
-			}
-			selector, ok := call.Fun.(*ast.SelectorExpr)
+		for _, at := range sleeps(file.ast) {
+			t.Errorf("%s: time.Sleep in a test: wait on a channel, poll in a loop with a deadline, or use testing/synctest", file.fset.Position(at))
+		}
+	}
+}
+
+// sleeps finds the calls of time.Sleep that are in no loop.
+func sleeps(root ast.Node) []token.Pos {
+	var found []token.Pos
+	ast.Inspect(root, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.ForStmt, *ast.RangeStmt:
+			return false
+		case *ast.CallExpr:
+			selector, ok := n.Fun.(*ast.SelectorExpr)
 			if !ok {
 				return true
 			}
 			if x, ok := selector.X.(*ast.Ident); ok && x.Name == "time" && selector.Sel.Name == "Sleep" {
-				t.Errorf("%s: time.Sleep in a test: wait on a channel, poll with a ticker and a deadline, or use testing/synctest", file.fset.Position(call.Pos()))
+				found = append(found, n.Pos())
 			}
-			return true
-		})
-	}
+		}
+		return true
+	})
+	return found
 }
 
 func TestNoInit(t *testing.T) {
