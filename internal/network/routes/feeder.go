@@ -113,6 +113,7 @@ func (f *Feeder) Run(ctx context.Context) error {
 	}
 	defer stop()
 	for ctx.Err() == nil {
+		begun := time.Now()
 		err := f.session(ctx)
 		f.setReady(false)
 		f.reap()
@@ -120,7 +121,8 @@ func (f *Feeder) Run(ctx context.Context) error {
 			break
 		}
 		f.log.Warn("the edge is gone; starting or finding one", "error", err)
-		if !errors.Is(err, io.EOF) && !pause(ctx, f.opts.RetryDelay) {
+		// One that served for a while is replaced at once, one that cannot start is not.
+		if time.Since(begun) < f.opts.RetryDelay && !pause(ctx, f.opts.RetryDelay) {
 			break
 		}
 	}
