@@ -31,6 +31,9 @@ type Options struct {
 	User       user.Info
 	Manager    string                // field manager of its writes, such as "kube-scheduler"
 	Authorizer authorizer.Authorizer // nil allows everything: for the server's own bootstrap only
+	// Lister is who lists and watches, User by default. Upstream's controllers write as service
+	// accounts of their own and read informers that all of them share; this gives the same rights.
+	Lister user.Info
 }
 
 // Client is a controller-runtime client inside the server's process. Safe for concurrent use.
@@ -155,20 +158,24 @@ func (c *Client) authorize(ctx context.Context, r *registry.Resource, verb, sub,
 	if c.opts.Authorizer == nil {
 		return ctx, nil
 	}
+	asker := c.opts.User
+	if c.opts.Lister != nil && sub == "" && (verb == "get" || verb == "list" || verb == "watch") {
+		asker, verb, name = c.opts.Lister, "list", "" // as an informer's copy is read
+	}
 	decision, reason, err := c.opts.Authorizer.Authorize(ctx, authorizer.AttributesRecord{
-		User: c.opts.User, Verb: verb, Namespace: namespace, Name: name, ResourceRequest: true,
+		User: asker, Verb: verb, Namespace: namespace, Name: name, ResourceRequest: true,
 		APIGroup: r.Resource.Group, APIVersion: r.Resource.Version, Resource: r.Resource.Resource, Subresource: sub,
 	})
 	if err != nil && decision != authorizer.DecisionAllow {
 		return ctx, apierrors.NewInternalError(err)
 	}
 	if decision != authorizer.DecisionAllow {
-		return ctx, c.forbidden(r, verb, sub, namespace, name, reason)
+		return ctx, forbidden(asker, r, verb, sub, namespace, name, reason)
 	}
 	return ctx, nil
 }
 
-func (c *Client) forbidden(r *registry.Resource, verb, sub, namespace, name, reason string) error {
+func forbidden(who user.Info, r *registry.Resource, verb, sub, namespace, name, reason string) error {
 	resource := r.Resource.Resource
 	if sub != "" {
 		resource += "/" + sub
@@ -177,7 +184,7 @@ func (c *Client) forbidden(r *registry.Resource, verb, sub, namespace, name, rea
 	if namespace != "" {
 		where = fmt.Sprintf("in the namespace %q", namespace)
 	}
-	msg := fmt.Sprintf("User %q cannot %s resource %q in API group %q %s", c.opts.User.GetName(), verb, resource, r.Resource.Group, where)
+	msg := fmt.Sprintf("User %q cannot %s resource %q in API group %q %s", who.GetName(), verb, resource, r.Resource.Group, where)
 	if reason != "" {
 		msg += ": " + reason
 	}

@@ -84,6 +84,9 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 		// One controller keeps EndpointSlices and Endpoints.
 		bind("gantry:endpoints", "system:controller:endpoint-controller",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
+		// One controller keeps the default ServiceAccount and kube-root-ca.crt.
+		bind("gantry:root-ca", "system:controller:root-ca-cert-publisher",
+			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "service-account-controller"}),
 	}
 }
 

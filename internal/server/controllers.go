@@ -6,8 +6,14 @@ import (
 
 	"k8s.io/apiserver/pkg/authentication/user"
 
+	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
+	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/controller/gc"
+	"gantry.dev/gantry/internal/controller/namespace"
+	"gantry.dev/gantry/internal/controller/podgc"
 	"gantry.dev/gantry/internal/controller/service"
+	"gantry.dev/gantry/internal/controller/serviceaccount"
 	"gantry.dev/gantry/internal/controller/workload"
 	"gantry.dev/gantry/internal/events"
 	"gantry.dev/gantry/internal/scheduler"
@@ -39,8 +45,25 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"endpointslice-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return service.New(c, i, r, service.Options{Log: log})
 		}},
+		{"service-account-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return serviceaccount.New(c, i, serviceaccount.Options{RootCA: cp.opts.RootCA, Log: log})
+		}},
+		{"namespace-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			kinds := func() ([]controller.Kind, error) { return cp.kinds(func(r *registry.Resource) bool { return r.Namespaced }), nil }
+			return namespace.New(c, i, namespace.Options{Kinds: kinds, Log: log})
+		}},
+		{"generic-garbage-collector", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			kinds := func() []controller.Kind { return cp.kinds(collectable) }
+			return gc.New(c, i, r, gc.Options{Kinds: kinds, Log: log})
+		}},
+		{"pod-garbage-collector", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
+			return podgc.New(c, podgc.Options{Log: log})
+		}},
 	} {
-		c, informers, err := cp.As(controllerUser(m.account), controllerManager)
+		c, informers, err := cp.as(client.Options{
+			User: controllerUser(m.account), Manager: controllerManager,
+			Lister: &user.DefaultInfo{Name: user.KubeControllerManager, Groups: []string{user.AllAuthenticated}},
+		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.account, err)
 		}
@@ -54,6 +77,20 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		return nil
 	}
 	return cp.startScheduler(run)
+}
+
+// collectable excludes what nobody owns or that is owned only in name: events.
+func collectable(r *registry.Resource) bool { return r.Resource.Resource != "events" }
+
+// kinds lists the kinds served that satisfy want.
+func (cp *ControlPlane) kinds(want func(*registry.Resource) bool) []controller.Kind {
+	var kinds []controller.Kind
+	for _, r := range cp.registry.Resources() {
+		if want(r) {
+			kinds = append(kinds, controller.Kind{GVK: r.Kind, Resource: r.Resource.Resource, Namespaced: r.Namespaced})
+		}
+	}
+	return kinds
 }
 
 func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) error)) error {

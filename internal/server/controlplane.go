@@ -161,7 +161,12 @@ func (cp *ControlPlane) Admin() ctrlclient.Client { return cp.admin }
 
 // As gives a component its client and informers. manager is the field manager of its writes.
 func (cp *ControlPlane) As(u user.Info, manager string) (*client.Client, *client.Cache, error) {
-	c, err := client.New(client.Options{Registry: cp.registry, User: u, Manager: manager, Authorizer: cp.authorizer})
+	return cp.as(client.Options{User: u, Manager: manager})
+}
+
+func (cp *ControlPlane) as(opts client.Options) (*client.Client, *client.Cache, error) {
+	opts.Registry, opts.Authorizer = cp.registry, cp.authorizer
+	c, err := client.New(opts)
 	if err != nil {
 		return nil, nil, err
 	}
