@@ -171,13 +171,13 @@ func TestPriorityFirst(t *testing.T) {
 func TestBindFailureBacksOff(t *testing.T) {
 	inWorld(t, []client.Object{newNode("a", "1", "1Gi")}, func(w *world) {
 		tries := 0
-		w.BeforeWrite = func(write controllertest.Write) error {
+		w.SetBeforeWrite(func(write controllertest.Write) error {
 			if write.Sub == "binding" && tries < 3 {
 				tries++
 				return errors.New("not now")
 			}
 			return nil
-		}
+		})
 		if err := w.Create(context.Background(), newPod("p", "700m", "")); err != nil {
 			t.Fatal(err)
 		}

@@ -28,14 +28,16 @@ func resource(gvk schema.GroupVersionKind) schema.GroupResource {
 	return plural.GroupResource()
 }
 
-func (c *Cluster) before(w Write) error {
+// ask counts a write and lets the test refuse it.
+func (c *Cluster) ask(w Write) error {
 	c.mu.Lock()
 	c.writes++
+	before := c.before
 	c.mu.Unlock()
-	if c.BeforeWrite != nil {
-		return c.BeforeWrite(w)
+	if before == nil {
+		return nil
 	}
-	return nil
+	return before(w)
 }
 
 // Get implements client.Reader.
@@ -100,7 +102,7 @@ func matchesFields(obj client.Object, o client.ListOptions) bool {
 
 // Create implements client.Writer.
 func (c *Cluster) Create(_ context.Context, obj client.Object, _ ...client.CreateOption) error {
-	if err := c.before(Write{Verb: "create", Object: obj}); err != nil {
+	if err := c.ask(Write{Verb: "create", Object: obj}); err != nil {
 		return err
 	}
 	gvk := c.kind(obj)
@@ -134,7 +136,7 @@ func (c *Cluster) Update(_ context.Context, obj client.Object, _ ...client.Updat
 }
 
 func (c *Cluster) update(w Write, obj client.Object) error {
-	if err := c.before(w); err != nil {
+	if err := c.ask(w); err != nil {
 		return err
 	}
 	gvk := c.kind(obj)
@@ -214,7 +216,7 @@ func (c *Cluster) Patch(_ context.Context, obj client.Object, patch client.Patch
 }
 
 func (c *Cluster) patch(w Write, obj client.Object, patch client.Patch) error {
-	if err := c.before(w); err != nil {
+	if err := c.ask(w); err != nil {
 		return err
 	}
 	body, err := patch.Data(obj)
@@ -257,7 +259,7 @@ func (c *Cluster) patch(w Write, obj client.Object, patch client.Patch) error {
 
 // Delete implements client.Writer with preconditions, propagation, finalizers and grace.
 func (c *Cluster) Delete(_ context.Context, obj client.Object, opts ...client.DeleteOption) error {
-	if err := c.before(Write{Verb: "delete", Object: obj}); err != nil {
+	if err := c.ask(Write{Verb: "delete", Object: obj}); err != nil {
 		return err
 	}
 	var o client.DeleteOptions
@@ -320,7 +322,7 @@ func (c *Cluster) deleteLocked(gvk schema.GroupVersionKind, key types.Namespaced
 
 // DeleteAllOf implements client.Writer.
 func (c *Cluster) DeleteAllOf(_ context.Context, obj client.Object, opts ...client.DeleteAllOfOption) error {
-	if err := c.before(Write{Verb: "deletecollection", Object: obj}); err != nil {
+	if err := c.ask(Write{Verb: "deletecollection", Object: obj}); err != nil {
 		return err
 	}
 	var o client.DeleteAllOfOptions

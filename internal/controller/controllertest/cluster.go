@@ -33,10 +33,8 @@ type Write struct {
 type Cluster struct {
 	scheme *runtime.Scheme
 
-	// BeforeWrite, if set, is asked before each write; an error is the write's answer.
-	BeforeWrite func(Write) error
-
 	mu        sync.Mutex // guards the fields below
+	before    func(Write) error
 	version   int64
 	tables    map[schema.GroupVersionKind]map[types.NamespacedName]*row
 	informers map[schema.GroupVersionKind]*informer
@@ -75,6 +73,13 @@ func New(t testing.TB, objs ...client.Object) *Cluster {
 		}
 	})
 	return c
+}
+
+// SetBeforeWrite makes f be asked before each write; an error is the write's answer.
+func (c *Cluster) SetBeforeWrite(f func(Write) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.before = f
 }
 
 // Writes is how many writes have been tried so far, refused ones included.

@@ -26,7 +26,7 @@ func (s subresource) Get(context.Context, client.Object, client.Object, ...clien
 }
 
 func (s subresource) Create(ctx context.Context, obj, sub client.Object, _ ...client.SubResourceCreateOption) error {
-	if err := s.c.before(Write{Verb: "create", Sub: s.name, Object: obj}); err != nil {
+	if err := s.c.ask(Write{Verb: "create", Sub: s.name, Object: obj}); err != nil {
 		return err
 	}
 	if s.name == "eviction" {

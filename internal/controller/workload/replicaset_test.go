@@ -103,13 +103,13 @@ func TestReplicaSetAdoptsAndReleases(t *testing.T) {
 func TestReplicaSetFailure(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		refused := 0
-		w.BeforeWrite = func(write controllertest.Write) error {
+		w.SetBeforeWrite(func(write controllertest.Write) error {
 			if _, ok := write.Object.(*corev1.Pod); ok && write.Verb == "create" {
 				refused++
 				return errors.New("exceeded quota")
 			}
 			return nil
-		}
+		})
 		if err := w.Create(context.Background(), newRS("web", 100)); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +129,7 @@ func TestReplicaSetFailure(t *testing.T) {
 		if refused > 12 {
 			t.Errorf("%d creations tried in a second, want few", refused)
 		}
-		w.BeforeWrite = nil
+		w.SetBeforeWrite(nil)
 		time.Sleep(2 * time.Minute)
 		w.settle()
 		if status := w.rs("web").Status; len(status.Conditions) != 0 || status.AvailableReplicas != 100 {
