@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"hash/maphash"
 	"slices"
 	"strings"
 
@@ -46,6 +47,7 @@ type State struct {
 
 	pods      map[types.UID]placed
 	groups    map[types.UID]*group // by the UID of the pods' controller
+	seed      maphash.Seed         // of the templates' hashes
 	templates map[uint64][]*template
 	hot       []*template // those with caches, the oldest first
 
@@ -94,6 +96,7 @@ type group struct {
 // NewState returns a state without nodes.
 func NewState() *State {
 	s := &State{
+		seed:      maphash.MakeSeed(),
 		resources: map[corev1.ResourceName]int{},
 		slots:     map[string]int32{}, zones: map[string]int32{}, images: map[string]*imageState{},
 		pods: map[types.UID]placed{}, groups: map[types.UID]*group{}, templates: map[uint64][]*template{},

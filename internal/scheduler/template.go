@@ -66,14 +66,9 @@ type nodeCache struct {
 	image    []int32 // score of images that are there
 }
 
-// seed makes hashes differ from process to process; templates are compared in full.
-//
-//nolint:gochecknoglobals // a random seed that never changes
-var seed = maphash.MakeSeed()
-
 // template returns the template of a pod, making it if no other pod has it.
 func (s *State) template(pod *corev1.Pod) *template {
-	sum := fingerprint(pod)
+	sum := fingerprint(s.seed, pod)
 	for _, t := range s.templates[sum] {
 		if sameDemands(t.pod, pod) {
 			return t
@@ -110,7 +105,7 @@ func (s *State) unref(t *template) {
 
 // fingerprint hashes what the scheduler reads of a pod. Parts that are rare or costly to
 // hash are left to sameDemands.
-func fingerprint(pod *corev1.Pod) uint64 {
+func fingerprint(seed maphash.Seed, pod *corev1.Pod) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	write := func(text string) {

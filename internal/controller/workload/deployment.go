@@ -63,7 +63,7 @@ func (dc *DeploymentController) onReplicaSet(old, current client.Object) {
 			continue
 		}
 		if ref := metav1.GetControllerOfNoCopy(rs); ref != nil {
-			if ref.Kind == deploymentKind.Kind {
+			if ref.Kind == deploymentKind().Kind {
 				dc.loop.Add(controller.Key{Namespace: rs.GetNamespace(), Name: ref.Name})
 			}
 			continue
@@ -105,7 +105,7 @@ func (dc *DeploymentController) onPod(old, current client.Object) {
 		old = current
 	}
 	ref := metav1.GetControllerOfNoCopy(old)
-	if ref == nil || ref.Kind != replicaSetKind.Kind {
+	if ref == nil || ref.Kind != replicaSetKind().Kind {
 		return
 	}
 	var rs appsv1.ReplicaSet
@@ -113,7 +113,7 @@ func (dc *DeploymentController) onPod(old, current client.Object) {
 		return // the ReplicaSet's own events lead to the Deployment
 	}
 	owner := metav1.GetControllerOfNoCopy(&rs)
-	if owner == nil || owner.Kind != deploymentKind.Kind {
+	if owner == nil || owner.Kind != deploymentKind().Kind {
 		return
 	}
 	var d appsv1.Deployment
@@ -193,7 +193,7 @@ func (dc *DeploymentController) claimed(ctx context.Context, d *appsv1.Deploymen
 			}
 		}
 	}
-	claims := claimer{client: dc.client, owner: d, kind: deploymentKind, selector: selector}
+	claims := claimer{client: dc.client, owner: d, kind: deploymentKind(), selector: selector}
 	var mine []*appsv1.ReplicaSet
 	var failures []error
 	for _, rs := range candidates {

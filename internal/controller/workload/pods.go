@@ -29,7 +29,7 @@ func newPod(owner *appsv1.ReplicaSet) *corev1.Pod {
 			Labels:          maps.Clone(template.Labels),
 			Annotations:     template.Annotations,
 			Finalizers:      template.Finalizers,
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(owner, replicaSetKind)},
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(owner, replicaSetKind())},
 		},
 		Spec: template.Spec,
 	}

@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -22,7 +23,9 @@ import (
 )
 
 // replicaSetKind is what owner references to a ReplicaSet say.
-var replicaSetKind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
+func replicaSetKind() schema.GroupVersionKind {
+	return appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
+}
 
 // Options tunes the controllers of this package. The zero value suits production.
 type Options struct {
@@ -111,7 +114,7 @@ func (rc *ReplicaSetController) onPod(old, current client.Object) {
 			continue
 		}
 		if ref := metav1.GetControllerOfNoCopy(pod); ref != nil {
-			if ref.Kind != replicaSetKind.Kind {
+			if ref.Kind != replicaSetKind().Kind {
 				continue
 			}
 			key := controller.Key{Namespace: pod.GetNamespace(), Name: ref.Name}
@@ -223,7 +226,7 @@ func (rc *ReplicaSetController) claimed(ctx context.Context, rs *appsv1.ReplicaS
 	if err != nil {
 		return nil, err
 	}
-	claims := claimer{client: rc.client, owner: rs, kind: replicaSetKind, selector: selector}
+	claims := claimer{client: rc.client, owner: rs, kind: replicaSetKind(), selector: selector}
 	var mine []*corev1.Pod
 	var failures []error
 	for _, pod := range append(pods, candidates...) {
