@@ -140,6 +140,9 @@ func (l *Loop) Run(ctx context.Context, informers Informers) error {
 	defer queue.ShutDown()
 
 	stop, err := Subscribe(ctx, informers, l.subscriptions()...)
+	if err != nil && ctx.Err() != nil {
+		return nil // asked to stop before all was there
+	}
 	if err != nil {
 		return fmt.Errorf("controller %s: %w", l.opts.Name, err)
 	}

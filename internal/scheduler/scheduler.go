@@ -109,6 +109,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	// Nodes and what is on them come first, or early pods would be placed on guesses.
 	s.reset()
 	stop, err := s.subscribe(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil // asked to stop before all was there
+	}
 	if err != nil {
 		return fmt.Errorf("scheduler: %w", err)
 	}

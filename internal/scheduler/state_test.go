@@ -85,14 +85,16 @@ func tail(total int, text string) string {
 	return fmt.Sprintf(" no new claims to deallocate, preemption: 0/%d nodes are available: %s.", total, text)
 }
 
-func TestMessages(t *testing.T) {
+type messageCase struct {
+	nodes  []*corev1.Node
+	placed map[*corev1.Pod]string
+	pod    *corev1.Pod
+	want   string
+}
+
+func messageCases() map[string]messageCase {
 	never := corev1.PreemptNever
-	for name, tc := range map[string]struct {
-		nodes  []*corev1.Node
-		placed map[*corev1.Pod]string
-		pod    *corev1.Pod
-		want   string
-	}{
+	return map[string]messageCase{
 		"no nodes": {nil, nil, newPod("p", "", ""), "no nodes available to schedule pods"},
 		"too large": {
 			[]*corev1.Node{newNode("a", "1", "1Gi")}, nil, newPod("p", "2", "2Gi"),
@@ -149,7 +151,11 @@ func TestMessages(t *testing.T) {
 			[]*corev1.Node{newNode("a", "1", "1Gi")}, map[*corev1.Pod]string{newPod("q", "800m", ""): "a"}, newPod("p", "500m", "", priority(5)),
 			"0/1 nodes are available: 1 Insufficient cpu.",
 		},
-	} {
+	}
+}
+
+func TestMessages(t *testing.T) {
+	for name, tc := range messageCases() {
 		t.Run(name, func(t *testing.T) {
 			s := NewState()
 			for _, node := range tc.nodes {
@@ -336,24 +342,30 @@ func FuzzState(f *testing.F) {
 				}
 			}
 		}
-		for uid := range pods {
-			s.RemovePod(uid)
-		}
-		for i, used := range s.used {
-			if used != 0 {
-				t.Errorf("used[%d] is %d with no pods", i, used)
-			}
-		}
-		if len(s.groups) != 0 || len(s.pods) != 0 {
-			t.Errorf("%d groups, %d pods left", len(s.groups), len(s.pods))
-		}
-		for _, count := range s.scratch.onNode {
-			if count != 0 {
-				t.Errorf("spread counts left: %v", s.scratch.onNode)
-				break
-			}
-		}
+		checkEmpty(t, s, pods)
 	})
+}
+
+// checkEmpty removes all pods and looks for anything that is still counted.
+func checkEmpty(t *testing.T, s *State, pods map[types.UID]*corev1.Pod) {
+	t.Helper()
+	for uid := range pods {
+		s.RemovePod(uid)
+	}
+	for i, used := range s.used {
+		if used != 0 {
+			t.Errorf("used[%d] is %d with no pods", i, used)
+		}
+	}
+	if len(s.groups) != 0 || len(s.pods) != 0 {
+		t.Errorf("%d groups, %d pods left", len(s.groups), len(s.pods))
+	}
+	for _, count := range s.scratch.onNode {
+		if count != 0 {
+			t.Errorf("spread counts left: %v", s.scratch.onNode)
+			break
+		}
+	}
 }
 
 // roomFor decides slowly and plainly what the filters decide fast.

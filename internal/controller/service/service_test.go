@@ -3,6 +3,8 @@ package service
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -324,3 +326,60 @@ func TestMirror(t *testing.T) {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// FuzzPlanSlices plays random sets of pods: after each plan the slices hold exactly the
+// endpoints wanted, none twice and none beyond the limit, and a second plan is empty.
+func FuzzPlanSlices(f *testing.F) {
+	for seed := range uint64(20) {
+		f.Add(seed)
+	}
+	svc := newService()
+	owner := sliceOwner{
+		namespace: "default", name: "web", labels: sliceLabels(svc), limit: 7, placeholders: families(svc),
+		reference: *metav1.NewControllerRef(svc, corev1.SchemeGroupVersion.WithKind("Service")),
+	}
+	f.Fuzz(func(t *testing.T, seed uint64) {
+		random := rand.New(rand.NewPCG(seed, 2))
+		stored := map[string]*discoveryv1.EndpointSlice{}
+		for step := range 30 {
+			var pods []*corev1.Pod
+			for i := range 60 {
+				if random.IntN(3) == 0 {
+					pods = append(pods, newPod(i, random.IntN(4) > 0, func(p *corev1.Pod) {
+						if i%5 == 0 {
+							p.Spec.Containers[0].Ports[0].ContainerPort = 9090 // the same name, another number
+						}
+					}))
+				}
+			}
+			groups, _ := endpointsOf(svc, pods, inZone)
+			plan := planSlices(owner, slices.Collect(maps.Values(stored)), groups)
+			for i, s := range plan.create {
+				s.Name = fmt.Sprintf("s%d-%d", step, i)
+			}
+			for _, s := range append(plan.create, plan.update...) {
+				stored[s.Name] = s
+			}
+			for _, s := range plan.remove {
+				delete(stored, s.Name)
+			}
+			count := 0
+			seen := map[string]bool{}
+			for _, s := range stored {
+				if len(s.Endpoints) > owner.limit {
+					t.Fatalf("step %d: %d endpoints in a slice", step, len(s.Endpoints))
+				}
+				for i := range s.Endpoints {
+					count++
+					seen[endpointKey(&s.Endpoints[i])] = true
+				}
+			}
+			if count != len(pods) || len(seen) != len(pods) || len(stored) == 0 {
+				t.Fatalf("step %d: %d endpoints, %d distinct in %d slices for %d pods", step, count, len(seen), len(stored), len(pods))
+			}
+			if again := planSlices(owner, slices.Collect(maps.Values(stored)), groups); shape(again) != "create [] update [] remove []" {
+				t.Fatalf("step %d: planned again: %s", step, shape(again))
+			}
+		}
+	})
+}
