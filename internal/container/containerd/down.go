@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// StopAll ends every container and shim that the state folder knows of and unmounts what
-// is mounted below root and state by a Runtime. No Runtime may run on them. What it does
+// StopAll ends every container and shim that the state folder knows of, unmounts what is
+// mounted below root and state by a Runtime and removes the sandboxes' cgroups. No Runtime may run on them. What it does
 // not know it leaves alone: a foreign mount below the folders makes it fail, so that the
 // caller does not delete what is in there. Folders that are missing are no error.
 func StopAll(ctx context.Context, root, state string) error {
@@ -27,7 +27,12 @@ func StopAll(ctx context.Context, root, state string) error {
 	}
 	defer unlock()
 	var errs []error
+	var cgroupPaths []string
 	for _, id := range folderNames(filepath.Join(state, processesDir)) {
+		var path string
+		if err := readJSON(filepath.Join(processDir(state, id), cgroupFile), &path); err == nil {
+			cgroupPaths = append(cgroupPaths, path)
+		}
 		errs = append(errs, endLeftover(state, id))
 	}
 	for _, id := range folderNames(filepath.Join(state, bundlesDir)) {
@@ -38,6 +43,9 @@ func StopAll(ctx context.Context, root, state string) error {
 	}
 	for _, id := range folderNames(filepath.Join(state, namespacesDir)) {
 		errs = append(errs, endLeftover(state, id))
+	}
+	for _, path := range cgroupPaths {
+		errs = append(errs, removeCgroup(path))
 	}
 	errs = append(errs, foreignMounts(root, state))
 	if err := errors.Join(errs...); err != nil {

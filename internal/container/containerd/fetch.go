@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -132,11 +133,17 @@ func (r *Runtime) Import(ctx context.Context, src io.Reader, opts container.Impo
 	}
 	var found []container.Image
 	for _, manifest := range list.Manifests {
+		if manifest.Platform != nil && !platforms.Default().Match(*manifest.Platform) {
+			continue
+		}
 		img, err := r.importOne(ctx, manifest, opts)
 		if err != nil {
 			return nil, fmt.Errorf("import image: %w", err)
 		}
 		found = append(found, img)
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("read image archive: there is no image for %s in it", platforms.DefaultString())
 	}
 	return found, nil
 }
@@ -161,8 +168,8 @@ func (r *Runtime) importOne(ctx context.Context, target ocispec.Descriptor, opts
 		}
 		names[named.String()] = true
 	}
-	if tag := target.Annotations[ocispec.AnnotationRefName]; len(names) == 0 && tag != "" {
-		// In an OCI layout this may be a bare tag; containerd makes it a full name elsewhere.
+	if tag := target.Annotations[ocispec.AnnotationRefName]; len(names) == 0 && strings.ContainsAny(tag, ":/") {
+		// In an OCI layout this may also be a bare tag, which names nothing.
 		if named, err := normalize(tag); err == nil {
 			names[named.String()] = true
 		}

@@ -44,9 +44,9 @@ func (e *ImageError) Unwrap() error { return e.Err }
 
 // imageInfo is what is known of one image once it has been looked at. It never changes.
 type imageInfo struct {
-	id      string // digest of the config
-	name    string // of one record, for containerd's own lists
-	digest  digest.Digest
+	id      string             // digest of the config
+	name    string             // of one record, for containerd's own lists
+	target  ocispec.Descriptor // the manifest or index
 	size    int64
 	chainID string
 	config  ocispec.Image
@@ -114,7 +114,7 @@ func (r *Runtime) inspect(ctx context.Context, target ocispec.Descriptor) (*imag
 	if err != nil {
 		return nil, err
 	}
-	info := &imageInfo{id: manifest.Config.Digest.String(), digest: target.Digest}
+	info := &imageInfo{id: manifest.Config.Digest.String(), target: target}
 	if err := json.Unmarshal(data, &info.config); err != nil {
 		return nil, fmt.Errorf("read image config: %w", err)
 	}
@@ -336,6 +336,7 @@ func (r *Runtime) RemoveImage(ctx context.Context, ref string) error {
 			return err
 		}
 		names = append(names, named.String())
+		names = append(names, orphanedDigests(groups, named)...)
 	}
 	for _, name := range names {
 		if err := r.images.Delete(ctx, name); err != nil && !errdefs.IsNotFound(err) {
@@ -343,6 +344,26 @@ func (r *Runtime) RemoveImage(ctx context.Context, ref string) error {
 		}
 	}
 	return nil
+}
+
+// orphanedDigests returns the records by digest that a pull made beside a name and that no
+// other name of the repository needs.
+func orphanedDigests(groups map[string]*imageGroup, named reference.Named) []string {
+	var orphans []string
+	for _, group := range groups {
+		i := slices.IndexFunc(group.records, func(rec images.Image) bool { return rec.Name == named.String() })
+		if i < 0 {
+			continue
+		}
+		byDigest := named.Name() + "@" + group.records[i].Target.Digest.String()
+		needed := slices.ContainsFunc(group.records, func(rec images.Image) bool {
+			return rec.Name != named.String() && strings.HasPrefix(rec.Name, named.Name()+":")
+		})
+		if !needed {
+			orphans = append(orphans, byDigest)
+		}
+	}
+	return orphans
 }
 
 // PinImage says whether an image, by ID or name, is kept from collection.

@@ -127,6 +127,12 @@ func TestPull(t *testing.T) {
 			}
 		})
 	}
+	if err := r.RemoveImage(t.Context(), host+"/private/app:1"); err != nil {
+		t.Error(err)
+	}
+	if list, err := r.Images(t.Context()); err != nil || len(list) != 1 || len(list[0].Digests) != 1 {
+		t.Errorf("after removing a pulled name: %+v, %v; want nothing of its repository", list, err)
+	}
 	sb := newSandbox(t, r, dirs, "pod-1", nil)
 	id := runContainer(t, r, sb, host+"/public/app:1", "main", "exit 3", func(c *container.Config) { c.ImageRef = host + "/public/app:1" })
 	status := waitExit(t, r, id)

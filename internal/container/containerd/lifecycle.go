@@ -112,6 +112,13 @@ func (r *Runtime) create(ctx context.Context, id string, sb container.Sandbox, c
 		}
 	}
 	mounts, err := r.snapshotter.Prepare(ctx, id, img.chainID)
+	if errdefs.IsNotFound(err) {
+		// The image was unpacked for another snapshotter.
+		if err := r.unpackTree(ctx, img.target); err != nil {
+			return nil, fmt.Errorf("unpack image: %w", err)
+		}
+		mounts, err = r.snapshotter.Prepare(ctx, id, img.chainID)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("prepare root file system: %w", err)
 	}
@@ -414,7 +421,10 @@ func (r *Runtime) removeContainer(ctx context.Context, c *ctr) error {
 func (r *Runtime) deleteTask(ctx context.Context, c *ctr) {
 	conn, err := r.taskConn(ctx, c)
 	if err == nil {
-		_, err = conn.tasks.Delete(ctx, &task.DeleteRequest{ID: c.id})
+		// Longer than the ten seconds that the shim waits for output.
+		callCtx, cancel := context.WithTimeout(ctx, 2*killWait)
+		defer cancel()
+		_, err = conn.tasks.Delete(callCtx, &task.DeleteRequest{ID: c.id})
 		err = errgrpc.ToNative(err)
 	}
 	if err != nil {
@@ -451,8 +461,10 @@ func (r *Runtime) removeBundle(id string) error {
 	if err := os.Remove(rootfs); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove bundle: %w", err)
 	}
-	if err := os.RemoveAll(bundle); err != nil {
-		return fmt.Errorf("remove bundle: %w", err)
+	for _, dir := range []string{bundle, filepath.Join(r.opts.State, execDir, id)} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove bundle: %w", err)
+		}
 	}
 	return nil
 }

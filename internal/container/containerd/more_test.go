@@ -99,11 +99,11 @@ func TestHostNamespaces(t *testing.T) {
 func TestNativeSnapshotter(t *testing.T) {
 	dirs := needNode(t)
 	r, stop := startRuntime(t, dirs)
+	image := loadBusybox(t, r) // unpacked for the other one
 	opts := r.opts
 	stop()
-	opts.Snapshotter, opts.Root = snapshotterNative, filepath.Join(filepath.Dir(dirs.root), "native")
+	opts.Snapshotter = snapshotterNative
 	r = runWith(t, opts)
-	image := loadBusybox(t, r)
 	sb := newSandbox(t, r, dirs, "pod-1", nil)
 	id := runContainer(t, r, sb, image, "main", "touch /x && exit 3", nil)
 	if status := waitExit(t, r, id); status.ExitCode != 3 {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
@@ -87,6 +89,9 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 	if removed {
 		return fmt.Errorf("make sandbox %s: it is being removed", spec.ID)
 	}
+	if err := writeCgroupRecord(r.opts.State, spec); err != nil {
+		return fmt.Errorf("make sandbox %s: %w", spec.ID, err)
+	}
 	var group errgroup.Group
 	if !known {
 		group.Go(func() error { return r.saveSandbox(ctx, spec, created) })
@@ -115,6 +120,18 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 		}
 	}
 	return nil
+}
+
+// cgroupFile is the file in a sandbox's process folder that names its cgroup, for StopAll.
+const cgroupFile = "cgroup.json"
+
+// writeCgroupRecord writes down a sandbox's cgroup where StopAll finds it.
+func writeCgroupRecord(state string, spec container.Sandbox) error {
+	dir := processDir(state, spec.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(dir, cgroupFile), spec.CgroupPath)
 }
 
 // saveSandbox writes the sandbox's record.
