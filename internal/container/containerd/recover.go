@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -32,13 +33,14 @@ func (r *Runtime) recoverAll(ctx context.Context) error {
 	var group errgroup.Group
 	group.SetLimit(8)
 	r.mu.Lock()
-	for id, sb := range r.sandboxes {
+	sandboxes := maps.Clone(r.sandboxes) // not held below: each one needs the lock itself
+	r.mu.Unlock()
+	for id, sb := range sandboxes {
 		group.Go(func() error {
 			r.recoverSandbox(ctx, id, sb)
 			return nil
 		})
 	}
-	r.mu.Unlock()
 	if err := group.Wait(); err != nil {
 		return err
 	}

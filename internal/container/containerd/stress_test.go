@@ -61,6 +61,26 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestRestartWithManyPods takes over more pods than are looked at side by side.
+func TestRestartWithManyPods(t *testing.T) {
+	dirs := needNode(t)
+	r, stop := startRuntime(t, dirs)
+	image := loadBusybox(t, r)
+	want := map[string]int{}
+	for i := range 10 {
+		sb := newSandbox(t, r, dirs, fmt.Sprintf("pod-%d", i), nil)
+		id := runContainer(t, r, sb, image, "main", "exec sleep 1000", nil)
+		want[id] = mustStatus(t, r, id).PID
+	}
+	stop()
+	r, _ = startRuntime(t, dirs)
+	for id, pid := range want {
+		if status := mustStatus(t, r, id); status.PID != pid || status.State != container.StateRunning {
+			t.Errorf("after the restart: %s with PID %d, want running with %d", status.State, status.PID, pid)
+		}
+	}
+}
+
 // TestReboot starts on what a machine that lost its power has on disk: records and
 // bundles, and none of the processes, mounts and cgroups.
 func TestReboot(t *testing.T) {
