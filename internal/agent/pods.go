@@ -109,12 +109,16 @@ func (a *Agent) podDeleted(object any) {
 // sourceChanged wakes the pods that use a ConfigMap or Secret.
 func (a *Agent) sourceChanged(object client.Object, secret bool) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
+	var users []*worker
 	for _, w := range a.workers {
 		if w.uses(object.GetNamespace(), object.GetName(), secret) {
-			w.dirty.Store(true)
-			w.notify()
+			users = append(users, w)
 		}
+	}
+	a.mu.Unlock()
+	for _, w := range users {
+		w.dirty.Store(true)
+		w.notify()
 	}
 }
 

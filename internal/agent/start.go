@@ -177,10 +177,14 @@ func (w *worker) postStart(ctx context.Context, pod *corev1.Pod, c *corev1.Conta
 // config makes the runtime's description of a container.
 func (w *worker) config(ctx context.Context, pod *corev1.Pod, c *corev1.Container, image container.Image, attempt int) (container.Config, error) {
 	a := w.agent
-	env, err := w.environment(ctx, pod, c)
+	env, asked, err := w.environment(ctx, pod, c)
+	if !asked && w.env[c.Name] != nil {
+		env, err = w.env[c.Name], nil // what it was: a container must be able to restart without the API
+	}
 	if err != nil {
 		return container.Config{}, err
 	}
+	w.env[c.Name] = env
 	security, err := podconfig.Security(pod, c, image.User, a.opts.SeccompDir)
 	if err != nil {
 		return container.Config{}, err
@@ -219,20 +223,34 @@ func (w *worker) config(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 	return config, nil
 }
 
-func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Container) ([]string, error) {
+// environment makes a container's environment; asked is false when the API could not be asked.
+func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Container) (env []string, asked bool, err error) {
 	a := w.agent
 	services, err := a.services(ctx, pod)
 	if err != nil {
-		return nil, err
+		return nil, !unreachable(err), err
 	}
-	env, err := podconfig.Environment(podconfig.EnvInput{
+	asked = true
+	note := func(err error) error {
+		if err != nil && unreachable(err) {
+			asked = false
+		}
+		return err
+	}
+	env, err = podconfig.Environment(podconfig.EnvInput{
 		Pod: pod, Container: c, PodIPs: w.podIPs(pod), Services: services,
-		Node:      podconfig.Node{IPs: a.opts.NodeIPs, Allocatable: a.allocatable()},
-		ConfigMap: func(name string) (*corev1.ConfigMap, error) { return a.configMap(ctx, pod.Namespace, name) },
-		Secret:    func(name string) (*corev1.Secret, error) { return a.secret(ctx, pod.Namespace, name) },
+		Node: podconfig.Node{IPs: a.opts.NodeIPs, Allocatable: a.allocatable()},
+		ConfigMap: func(name string) (*corev1.ConfigMap, error) {
+			object, err := a.configMap(ctx, pod.Namespace, name)
+			return object, note(err)
+		},
+		Secret: func(name string) (*corev1.Secret, error) {
+			object, err := a.secret(ctx, pod.Namespace, name)
+			return object, note(err)
+		},
 	})
 	if err != nil {
-		return nil, err
+		return nil, asked, err
 	}
 	hostname := a.opts.Hostname
 	if !pod.Spec.HostNetwork {
@@ -242,7 +260,7 @@ func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Con
 	if c.TTY {
 		base = append(base, "TERM=xterm")
 	}
-	return append(base, env...), nil
+	return append(base, env...), true, nil
 }
 
 func (w *worker) podIPs(pod *corev1.Pod) []string {

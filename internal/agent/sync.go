@@ -170,7 +170,7 @@ func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (time.Duration, e
 		}
 		if idleNow {
 			w.report(pod, false)
-			return idle, nil
+			return w.untilRefresh(pod), nil
 		}
 		for _, kill := range actions.Kill {
 			if err := w.killOne(ctx, pod, kill); err != nil {
@@ -231,7 +231,7 @@ func (w *worker) startAll(ctx context.Context, pod *corev1.Pod, actions podstatu
 // side by side.
 func (w *worker) prepare(ctx context.Context, pod *corev1.Pod, starting bool) error {
 	group, groupCtx := errgroup.WithContext(ctx)
-	refresh := w.dirty.Swap(false) || w.volumes == nil || time.Since(w.mountsAt) > volumeRefresh
+	refresh := w.dirty.Swap(false) || w.volumes == nil || time.Since(w.mountsAt) >= volumeRefresh
 	if refresh && (starting || len(w.observed.Running()) > 0) {
 		group.Go(func() error { return w.setUpVolumes(groupCtx, pod) })
 	}
@@ -254,14 +254,44 @@ const volumeRefresh = 90 * time.Second
 
 func (w *worker) setUpVolumes(ctx context.Context, pod *corev1.Pod) error {
 	mounted, err := w.agent.volumes.SetUp(ctx, pod, w.facts())
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
-		if ctx.Err() == nil {
-			w.agent.events.pod(pod, corev1.EventTypeWarning, "FailedMount", err.Error())
-		}
+		w.agent.events.pod(pod, corev1.EventTypeWarning, "FailedMount", err.Error())
+	}
+	if err != nil && w.volumes != nil && unreachable(err) {
+		w.dirty.Store(true) // what is there serves until the API is back
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("setting up volumes: %w", err)
 	}
 	w.volumes, w.mountsAt = mounted, time.Now()
 	return nil
+}
+
+// unreachable reports whether an error is not an answer of the API: it could not be asked.
+func unreachable(err error) bool {
+	return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown ||
+		apierrors.IsServiceUnavailable(err) || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err)
+}
+
+// untilRefresh is when an idle pod must be looked at again: its tokens age.
+func (w *worker) untilRefresh(pod *corev1.Pod) time.Duration {
+	if w.dirty.Load() {
+		return retryAfter
+	}
+	for i := range pod.Spec.Volumes {
+		if p := pod.Spec.Volumes[i].Projected; p != nil {
+			for _, s := range p.Sources {
+				if s.ServiceAccountToken != nil || s.ClusterTrustBundle != nil {
+					return volumeRefresh
+				}
+			}
+		}
+	}
+	return idle
 }
 
 func (w *worker) facts() volume.Facts {

@@ -59,6 +59,7 @@ type worker struct {
 	cleaned   bool // sandbox, network and volumes are gone
 	finished  bool // the last status is made
 	warnedDNS bool
+	env       map[string][]string      // by container name: the newest environment
 	failures  map[string]time.Duration // by container name: the wait after starts that failed in a row
 	mountsAt  time.Time                // when volumes were last brought up to date
 }
@@ -72,8 +73,15 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 		waiting:  map[string]podstatus.Waiting{},
 		messages: map[string]string{},
 		failures: map[string]time.Duration{},
+		env:      map[string][]string{},
 	}
 	w.stale.Store(true)
+	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		// What an earlier agent reported holds until this one has tried itself.
+		if waits := s.State.Waiting; waits != nil && waits.Reason != "ContainerCreating" && waits.Reason != "PodInitializing" && waits.Reason != "" {
+			w.waiting[s.Name] = podstatus.Waiting{Reason: waits.Reason, Message: waits.Message}
+		}
+	}
 	return w
 }
 
@@ -245,6 +253,10 @@ const (
 func (w *worker) safeSync(ctx context.Context) (next time.Duration) {
 	syncCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	select {
+	case <-w.wake: // what it tells of is looked at now
+	default:
+	}
 	w.mu.Lock()
 	w.pending = false
 	w.cancel = cancel

@@ -267,7 +267,9 @@ func (a *API) Delete(_ context.Context, object client.Object, opts ...client.Del
 func (a *API) Status() client.SubResourceWriter { return subResource{api: a, name: "status"} }
 
 // SubResource implements client.Client.
-func (a *API) SubResource(name string) client.SubResourceClient { return subResource{api: a, name: name} }
+func (a *API) SubResource(name string) client.SubResourceClient {
+	return subResource{api: a, name: name}
+}
 
 type subResource struct {
 	client.SubResourceClient
@@ -291,7 +293,9 @@ type informer struct {
 	gvk schema.GroupVersionKind
 }
 
-type registration struct{ handler toolscache.ResourceEventHandler }
+type registration struct {
+	handler toolscache.ResourceEventHandler
+}
 
 func (*registration) HasSynced() bool                          { return true }
 func (*registration) HasSyncedChecker() toolscache.DoneChecker { return synced{} }

@@ -171,7 +171,9 @@ func (Volumes) SetUp(_ context.Context, pod *corev1.Pod, _ volume.Facts) (map[st
 }
 
 // SubPath implements the volumes.
-func (Volumes) SubPath(_ types.UID, s volume.SubPath) (string, error) { return s.Root + "/" + s.Path, nil }
+func (Volumes) SubPath(_ types.UID, s volume.SubPath) (string, error) {
+	return s.Root + "/" + s.Path, nil
+}
 
 // TearDown implements the volumes.
 func (Volumes) TearDown(context.Context, types.UID) error { return nil }
