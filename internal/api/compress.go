@@ -1,14 +1,12 @@
 package api
 
 import (
-	"bytes"
 	"encoding/binary"
 	"hash/crc32"
 	"net/http"
 	"slices"
 	"sync"
 
-	"github.com/klauspost/compress/flate"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"gantry.dev/gantry/internal/store"
@@ -37,6 +35,8 @@ type run struct {
 
 // zipCache keeps compressed runs.
 type zipCache struct {
+	pools *pools
+
 	mu    sync.RWMutex // guards the fields below
 	runs  map[runKey]*run
 	bytes int // plain size of all
@@ -57,7 +57,7 @@ func (z *zipCache) get(entries []*store.Entry, items [][]byte, frame *kindFrame,
 	if kept != nil && slices.Equal(kept.entries, entries) {
 		return kept, nil
 	}
-	fresh, err := compressRun(items, frame, proto)
+	fresh, err := z.compress(items, frame, proto)
 	if err != nil {
 		return nil, err
 	}
@@ -75,15 +75,10 @@ func (z *zipCache) get(entries []*store.Entry, items [][]byte, frame *kindFrame,
 	return fresh, nil
 }
 
-var deflaters = sync.Pool{New: func() any {
-	w, _ := flate.NewWriter(nil, flate.BestSpeed)
-	return w
-}}
-
-// compressRun joins items as they stand in a list and compresses them.
-func compressRun(items [][]byte, frame *kindFrame, proto bool) (*run, error) {
-	plain := takeBuffer(listSize(items))
-	defer giveBuffer(plain)
+// compress joins items as they stand in a list and compresses them.
+func (z *zipCache) compress(items [][]byte, frame *kindFrame, proto bool) (*run, error) {
+	plain := z.pools.takeBuffer(listSize(items))
+	defer z.pools.giveBuffer(plain)
 	for i, item := range items {
 		if proto {
 			*plain = appendField(*plain, tag2, item)
@@ -95,17 +90,11 @@ func compressRun(items [][]byte, frame *kindFrame, proto bool) (*run, error) {
 		brace, rest := frame.listItem(item)
 		*plain = append(append(*plain, brace...), rest...)
 	}
-	var out bytes.Buffer
-	w, _ := deflaters.Get().(*flate.Writer)
-	defer deflaters.Put(w)
-	w.Reset(&out)
-	if _, err := w.Write(*plain); err != nil {
+	data, err := z.pools.deflate(*plain)
+	if err != nil {
 		return nil, err
 	}
-	if err := w.Flush(); err != nil {
-		return nil, err
-	}
-	return &run{data: bytes.Clone(out.Bytes()), crc: crc32.ChecksumIEEE(*plain), size: len(*plain)}, nil
+	return &run{data: data, crc: crc32.ChecksumIEEE(*plain), size: len(*plain)}, nil
 }
 
 // cutRuns says where the runs of a list end.
@@ -149,8 +138,8 @@ func (s *Server) zippedList(q *query, out output, ep *endpoint, meta metav1.List
 	if err != nil {
 		return s.crash(q, err)
 	}
-	buffer := takeBuffer(packed + len(head) + 16*len(runs) + 128)
-	defer giveBuffer(buffer)
+	buffer := s.pools.takeBuffer(packed + len(head) + 16*len(runs) + 128)
+	defer s.pools.giveBuffer(buffer)
 	z := zipWriter{out: append(*buffer, gzipHead...)}
 	z.stored(head)
 	for i, r := range runs {

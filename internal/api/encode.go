@@ -1,12 +1,14 @@
 package api
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"net/http"
 	"strings"
 	"sync"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -163,26 +165,64 @@ func acceptsGzip(header http.Header) bool {
 	return false
 }
 
-// gzipBody compresses an answer, at the fastest level as upstream does.
-type gzipBody struct{ *gzip.Writer }
+// pools keep what is dear to make between requests. The zero value is ready.
+type pools struct{ buffers, gzips, deflaters sync.Pool }
 
-var gzipWriters = sync.Pool{New: func() any {
-	w, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed)
-	return w
-}}
+// maxKeptBuffer bounds the buffers kept between requests; a larger one is left to the collector.
+const maxKeptBuffer = 8 << 20
 
-func startGzip(w http.ResponseWriter, code int) gzipBody {
+// takeBuffer returns an empty buffer with room for size bytes.
+func (p *pools) takeBuffer(size int) *[]byte {
+	buffer, ok := p.buffers.Get().(*[]byte)
+	if !ok {
+		buffer = new([]byte)
+	}
+	if cap(*buffer) < size {
+		*buffer = make([]byte, 0, size)
+	}
+	*buffer = (*buffer)[:0]
+	return buffer
+}
+
+func (p *pools) giveBuffer(buffer *[]byte) {
+	if cap(*buffer) <= maxKeptBuffer {
+		p.buffers.Put(buffer)
+	}
+}
+
+// writeGzip sends parts compressed, at the fastest level as upstream does.
+func (p *pools) writeGzip(w http.ResponseWriter, code int, parts [][]byte) {
 	header := w.Header()
 	header.Set("Content-Encoding", "gzip")
 	header.Add("Vary", "Accept-Encoding")
 	w.WriteHeader(code)
-	zip, _ := gzipWriters.Get().(*gzip.Writer)
+	zip, ok := p.gzips.Get().(*gzip.Writer)
+	if !ok {
+		zip, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is a valid one
+	}
 	zip.Reset(w)
-	return gzipBody{zip}
+	for _, part := range parts {
+		_, _ = zip.Write(part) // the connection is gone: nobody to tell
+	}
+	_ = zip.Close()
+	zip.Reset(nil)
+	p.gzips.Put(zip)
 }
 
-func (g gzipBody) close() {
-	_ = g.Close()
-	g.Reset(nil)
-	gzipWriters.Put(g.Writer)
+// deflate compresses data into blocks that end on a byte and refer to nothing before them.
+func (p *pools) deflate(data []byte) ([]byte, error) {
+	w, ok := p.deflaters.Get().(*flate.Writer)
+	if !ok {
+		w, _ = flate.NewWriter(nil, flate.BestSpeed) // the level is a valid one
+	}
+	defer p.deflaters.Put(w)
+	var out bytes.Buffer
+	w.Reset(&out)
+	if _, err := w.Write(data); err != nil {
+		return nil, err
+	}
+	if err := w.Flush(); err != nil {
+		return nil, err
+	}
+	return bytes.Clone(out.Bytes()), nil
 }

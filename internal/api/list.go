@@ -3,7 +3,6 @@ package api
 import (
 	"net/http"
 	"strconv"
-	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -49,8 +48,8 @@ func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) 
 	if size > gzipThreshold && out.format != formatYAML && !out.pretty && acceptsGzip(q.r.Header) {
 		return s.zippedList(q, out, ep, listMeta(&got), got.Entries, items)
 	}
-	buffer := takeBuffer(size)
-	defer giveBuffer(buffer)
+	buffer := s.pools.takeBuffer(size)
+	defer s.pools.giveBuffer(buffer)
 	if isProto {
 		*buffer, err = ep.appendProtoList(*buffer, listMeta(&got), items)
 	} else {
@@ -83,27 +82,6 @@ func encoded(entries []*store.Entry, proto bool) (items [][]byte, isProto bool, 
 		}
 	}
 	return items, proto, nil
-}
-
-// maxKeptBuffer bounds the buffers kept between requests; a larger one is left to the collector.
-const maxKeptBuffer = 8 << 20
-
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
-
-// takeBuffer returns an empty buffer with room for size bytes.
-func takeBuffer(size int) *[]byte {
-	buffer, _ := buffers.Get().(*[]byte)
-	if cap(*buffer) < size {
-		*buffer = make([]byte, 0, size)
-	}
-	*buffer = (*buffer)[:0]
-	return buffer
-}
-
-func giveBuffer(buffer *[]byte) {
-	if cap(*buffer) <= maxKeptBuffer {
-		buffers.Put(buffer)
-	}
 }
 
 // deleteCollection deletes what a list selects and answers with it.

@@ -111,11 +111,7 @@ func (s *Server) body(q *query, code int, parts ...[]byte) int {
 		size += len(part)
 	}
 	if size > gzipThreshold && acceptsGzip(q.r.Header) {
-		w := startGzip(q.w, code)
-		defer w.close()
-		for _, part := range parts {
-			_, _ = w.Write(part) // the connection is gone: nobody to tell
-		}
+		s.pools.writeGzip(q.w, code, parts)
 		return code
 	}
 	q.w.WriteHeader(code)

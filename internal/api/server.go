@@ -62,6 +62,7 @@ type Server struct {
 	discovery *discovery
 	openapi   *openAPI
 	tables    *tables
+	pools     *pools
 	zips      zipCache
 	streams   *streams
 	scrape    http.Handler
@@ -86,6 +87,8 @@ func New(opts Options) (*Server, error) {
 		tables:   newTables(opts.Registry.Scheme()),
 		scrape:   promhttp.HandlerFor(opts.Metrics, promhttp.HandlerOpts{}),
 	}
+	s.pools = &pools{}
+	s.zips.pools = s.pools
 	s.route()
 	s.discovery = newDiscovery(s)
 	s.openapi = newOpenAPI(s)
