@@ -49,77 +49,99 @@ func newOpenAPI(s *Server) *openAPI { return &openAPI{server: s} }
 
 // serve answers /openapi/v2, /openapi/v3 and the documents below it.
 func (o *openAPI) serve(q *query, parts []string) int {
-	switch {
-	case len(parts) == 2 && parts[1] == "v2":
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if o.v2 == nil {
-			document, err := o.buildV2()
-			if err != nil {
-				return o.server.crash(q, err)
-			}
-			o.v2 = document
-		}
-		return o.document(q, o.v2, "v2")
-	case len(parts) >= 2 && parts[1] == "v3":
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if err := o.buildV3Locked(); err != nil {
-			return o.server.crash(q, err)
-		}
-		if len(parts) == 2 {
-			return o.indexLocked(q)
-		}
-		name := strings.Join(parts[2:], "/")
-		document := o.v3[name]
-		if document == nil {
-			return o.server.notFoundPath(q)
-		}
-		if hash := q.r.URL.Query().Get("hash"); hash != "" {
-			if hash != document.etag {
-				http.Redirect(q.w, q.r, "/openapi/v3/"+name+"?hash="+document.etag, http.StatusMovedPermanently)
-				return http.StatusMovedPermanently
-			}
-			q.w.Header().Set("Cache-Control", "public, immutable")
-			q.w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
-		}
-		return o.document(q, document, "v3")
+	version := ""
+	if len(parts) >= 2 {
+		version = parts[1]
 	}
-	return o.server.notFoundPath(q)
-}
-
-// indexLocked answers the list of v3 documents. o.mu is held.
-func (o *openAPI) indexLocked(q *query) int {
-	q.w.Header().Set("Etag", `"`+o.etag+`"`)
-	if q.r.Header.Get("If-None-Match") == `"`+o.etag+`"` {
-		q.w.WriteHeader(http.StatusNotModified)
-		return http.StatusNotModified
+	if version != "v3" && (version != "v2" || len(parts) != 2) {
+		return o.server.notFoundPath(q)
 	}
-	return o.server.send(q, output{}, http.StatusOK, o.index)
-}
-
-// document sends one document in the encoding that the client wants.
-func (o *openAPI) document(q *query, d *openAPIDocument, version string) int {
+	if version == "v3" && len(parts) == 2 {
+		return o.serveIndex(q)
+	}
 	wantsProto, ok := openAPIFormat(q.accept(), version)
 	if !ok {
 		http.Error(q.w, "", http.StatusNotAcceptable)
 		return http.StatusNotAcceptable
 	}
+	name := strings.Join(parts[2:], "/")
+	document, packed, err := o.find(name, wantsProto)
+	if err != nil {
+		return o.server.crash(q, err)
+	}
+	if document == nil {
+		return o.server.notFoundPath(q)
+	}
 	header := q.w.Header()
-	header.Set("Etag", `"`+d.etag+`"`)
-	header.Add("Vary", "Accept")
-	if q.r.Header.Get("If-None-Match") == `"`+d.etag+`"` {
+	if hash := q.r.URL.Query().Get("hash"); hash != "" && version == "v3" {
+		if hash != document.etag {
+			http.Redirect(q.w, q.r, "/openapi/v3/"+name+"?hash="+document.etag, http.StatusMovedPermanently)
+			return http.StatusMovedPermanently
+		}
+		header.Set("Cache-Control", "public, immutable")
+		header.Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
+	}
+	header.Set("Content-Type", typeJSON)
+	if wantsProto {
+		header.Set("Content-Type", "application/com.github.proto-openapi.spec."+version+".v1.0+protobuf")
+	}
+	return o.send(q, document.etag, packed)
+}
+
+// find returns a document, "" being v2, and its packed bytes; nil if there is none. It builds what is missing.
+func (o *openAPI) find(name string, wantsProto bool) (*openAPIDocument, []byte, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	document := o.v2
+	switch {
+	case name != "":
+		if err := o.buildV3Locked(); err != nil {
+			return nil, nil, err
+		}
+		if document = o.v3[name]; document == nil {
+			return nil, nil, nil
+		}
+	case document == nil:
+		built, err := o.buildV2()
+		if err != nil {
+			return nil, nil, err
+		}
+		o.v2, document = built, built
+	}
+	if !wantsProto {
+		return document, document.json, nil
+	}
+	if err := document.encodeProto(); err != nil {
+		return nil, nil, err
+	}
+	return document, document.proto, nil
+}
+
+// serveIndex answers the list of v3 documents.
+func (o *openAPI) serveIndex(q *query) int {
+	o.mu.Lock()
+	err := o.buildV3Locked()
+	index, etag := o.index, o.etag
+	o.mu.Unlock()
+	if err != nil {
+		return o.server.crash(q, err)
+	}
+	q.w.Header().Set("Etag", `"`+etag+`"`)
+	if q.r.Header.Get("If-None-Match") == `"`+etag+`"` {
 		q.w.WriteHeader(http.StatusNotModified)
 		return http.StatusNotModified
 	}
-	packed := d.json
-	header.Set("Content-Type", typeJSON)
-	if wantsProto {
-		if err := d.encodeProto(); err != nil {
-			return o.server.crash(q, err)
-		}
-		packed = d.proto
-		header.Set("Content-Type", "application/com.github.proto-openapi.spec."+version+".v1.0+protobuf")
+	return o.server.send(q, output{}, http.StatusOK, index)
+}
+
+// send sends a packed document, unpacked for a client that does not take gzip.
+func (o *openAPI) send(q *query, etag string, packed []byte) int {
+	header := q.w.Header()
+	header.Set("Etag", `"`+etag+`"`)
+	header.Add("Vary", "Accept")
+	if q.r.Header.Get("If-None-Match") == `"`+etag+`"` {
+		q.w.WriteHeader(http.StatusNotModified)
+		return http.StatusNotModified
 	}
 	if acceptsGzip(q.r.Header) {
 		header.Set("Content-Encoding", "gzip")
