@@ -10,10 +10,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 )
 
 func rootTLS(t testing.TB, c *cluster) *tls.ConnectionState {
@@ -139,3 +141,32 @@ func BenchmarkCreate(b *testing.B) {
 }
 
 func stringBody(s string) io.Reader { return strings.NewReader(s) }
+
+// BenchmarkGetTLS is a GET with TLS and HTTP/2 on both sides, client and server on the same cores.
+func BenchmarkGetTLS(b *testing.B) {
+	c := start(b, Options{})
+	for i := range 1000 {
+		c.mustCreate(b, "configmaps", "default", &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("c", i)}, Data: map[string]string{"k": "v"}})
+	}
+	client, err := rest.HTTPClientFor(c.config(b, "ann", ""))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var next atomic.Int64
+	b.SetParallelism(16)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			res, err := client.Get(fmt.Sprintf("https://%s/api/v1/namespaces/default/configmaps/c%d", c.addr, next.Add(1)%1000))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, res.Body)
+			_ = res.Body.Close()
+			if res.StatusCode != http.StatusOK {
+				b.Error(res.Status)
+			}
+		}
+	})
+}

@@ -45,7 +45,7 @@ func (a *Authorizer) RBAC() *RBAC { return &a.rbac }
 
 // Authorize implements authorizer.Authorizer.
 func (a *Authorizer) Authorize(ctx context.Context, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
-	info := attrs.GetUser()
+	info := userOf(attrs)
 	if info == nil {
 		return authorizer.DecisionNoOpinion, "", errors.New("no user on request")
 	}

@@ -201,7 +201,7 @@ func (b *binding) describe(subject *rbacv1.Subject) string {
 // Authorize implements authorizer.Authorizer. It never denies: what no rule allows is for others to decide.
 func (r *RBAC) Authorize(_ context.Context, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
 	request := newRequest(attrs)
-	info := attrs.GetUser()
+	info := userOf(attrs)
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if reason, ok := r.allowsLocked(r.users[info.GetName()], &request); ok {
@@ -213,7 +213,7 @@ func (r *RBAC) Authorize(_ context.Context, attrs authorizer.Attributes) (author
 		}
 	}
 	var errs []error
-	r.visitLocked(info, attrs.GetNamespace(), func(_ *grant, _ *role, err error) bool {
+	r.visitLocked(info, request.namespace, func(_ *grant, _ *role, err error) bool {
 		if err != nil {
 			errs = append(errs, err)
 		}

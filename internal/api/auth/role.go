@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	rbac "k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac"
 )
@@ -31,6 +32,14 @@ type accessRequest struct {
 }
 
 func newRequest(attrs authorizer.Attributes) accessRequest {
+	if record, ok := attrs.(*authorizer.AttributesRecord); ok { // its methods copy the whole struct at each call
+		request := accessRequest{attrs: attrs, verb: record.Verb, namespace: record.Namespace, isResource: record.ResourceRequest, path: record.Path}
+		if request.isResource {
+			request.key = resourceKey{record.APIGroup, record.Resource, record.Subresource}
+			request.name = record.Name
+		}
+		return request
+	}
 	request := accessRequest{attrs: attrs, verb: attrs.GetVerb(), namespace: attrs.GetNamespace(), isResource: attrs.IsResourceRequest()}
 	if request.isResource {
 		request.key = resourceKey{attrs.GetAPIGroup(), attrs.GetResource(), attrs.GetSubresource()}
@@ -39,6 +48,14 @@ func newRequest(attrs authorizer.Attributes) accessRequest {
 		request.path = attrs.GetPath()
 	}
 	return request
+}
+
+// userOf is attrs.GetUser() without a copy of the usual implementation.
+func userOf(attrs authorizer.Attributes) user.Info {
+	if record, ok := attrs.(*authorizer.AttributesRecord); ok {
+		return record.User
+	}
+	return attrs.GetUser()
 }
 
 // compileRole indexes rules; it keeps pointers into them.
