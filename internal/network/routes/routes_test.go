@@ -118,7 +118,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, api: fake.NewClientBuilder().WithScheme(scheme.Scheme).Build(),
 		inf: informers{"*v1.Service": {}, "*v1.EndpointSlice": {}, "*v1.Namespace": {}},
 		opts: Options{Binary: binary, Socket: filepath.Join(dir, "s"), StateDir: filepath.Join(dir, "edge"), ResolvConf: "/nonexistent",
-			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, UID: 65053,
+			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
 			Ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
 			Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}}
 	t.Cleanup(func() {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
@@ -34,6 +33,13 @@ type kernel struct {
 	maps              map[mapName]*nftables.Set
 	have              map[elementKey]elementValue
 	chains            map[string]bool
+	later             []rule // to be sent after the transaction that makes their chains
+}
+
+// rule is one rule of a chain.
+type rule struct {
+	chain string
+	exprs []expr.Any
 }
 
 func newKernel(cluster, services netip.Prefix) *kernel {
@@ -150,7 +156,12 @@ func (k *kernel) write(conn *nftables.Conn, c change) error {
 			return fmt.Errorf("encoding map %s: %w", name, err)
 		}
 	}
-	if err := conn.Flush(); err != nil {
+	err := conn.Flush()
+	if err == nil {
+		err = appendRules(k.table, k.later)
+	}
+	k.later = nil
+	if err != nil {
 		return fmt.Errorf("writing nftables table %s: %w", TableName, err)
 	}
 	return nil
@@ -270,45 +281,6 @@ func (k *kernel) addChain(conn *nftables.Conn, spec chainSpec) {
 	slot := nft.One(&expr.Numgen{Register: nft.Reg(width), Modulus: uint32(spec.Slots.Count),
 		Type: unix.NFT_NG_RANDOM, Offset: uint32(spec.Slots.Offset)})
 	add(key, slot, nft.LookupMap(endpoints, 0, 0), nft.DNAT(0))
-}
-
-// ipsDstNAT is the connection status bit of a translated destination
-// (linux/netfilter/nf_conntrack_common.h, IPS_DST_NAT).
-const ipsDstNAT = 1 << 5
-
-// originalAt loads the frontend that the client connected to.
-func originalAt(i int) []expr.Any {
-	return nft.Rule(nft.One(&expr.Ct{Key: expr.CtKeyDST, Direction: 0, Register: nft.Reg(i)}), nft.LoadProto(i+1), originalPort(i+2))
-}
-
-func originalPort(i int) []expr.Any {
-	return nft.One(&expr.Ct{Key: expr.CtKeyPROTODST, Direction: 0, Register: nft.Reg(i)})
-}
-
-// addRememberChain adds the chain that notes which endpoint a client got, where the packet
-// leaves, after the translation. The first one also fills the chain that leads to it; until a
-// service asks for it there is no such rule: the nft program of Debian 12 (1.0.6) aborts on
-// listing a concatenation with a connection's original address.
-func (k *kernel) addRememberChain(conn *nftables.Conn, stay time.Duration) {
-	if !k.chains["remember"] {
-		k.chains["remember"] = true
-		remember := &nftables.Chain{Table: k.table, Name: "remember"}
-		add := func(parts ...[]expr.Any) {
-			conn.AddRule(&nftables.Rule{Table: k.table, Chain: remember, Exprs: nft.Rule(parts...)})
-		}
-		translated := binaryutil.NativeEndian.PutUint32(ipsDstNAT)
-		add(nft.One(&expr.Ct{Key: expr.CtKeySTATUS, Register: nft.Reg(0)}),
-			nft.One(&expr.Bitwise{SourceRegister: nft.Reg(0), DestRegister: nft.Reg(0), Len: 4, Mask: translated, Xor: make([]byte, 4)}),
-			nft.One(&expr.Cmp{Op: expr.CmpOpEq, Register: nft.Reg(0), Data: make([]byte, 4)}), nft.Verdict(expr.VerdictReturn, ""))
-		add(originalAt(0), nft.LookupVerdict(k.maps[mapRemember], 0))
-		add(nft.LoadProto(0), originalPort(1), nft.LookupVerdict(k.maps[mapRememberNodePort], 0))
-	}
-	k.chains[rememberChain(stay)] = true
-	c := conn.AddChain(&nftables.Chain{Table: k.table, Name: rememberChain(stay)})
-	clients := k.maps[mapClients]
-	conn.AddRule(&nftables.Rule{Table: k.table, Chain: c, Exprs: nft.Rule(nft.LoadSaddr(0), originalAt(1), nft.LoadDaddr(8), nft.LoadDport(9),
-		nft.One(&expr.Dynset{SrcRegKey: nft.Reg(0), SrcRegData: nft.Reg(8), SetName: clients.Name, SetID: clients.ID,
-			Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: stay}))})
 }
 
 // clientOf takes an element of the map of clients apart.

@@ -4,6 +4,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -213,7 +214,7 @@ func TestServiceTraffic(t *testing.T) {
 					t.Fatalf("after the swap: %q, %v", name, err)
 				}
 			}
-			if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil && !strings.Contains(err.Error(), "not found") {
+			if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil && !errors.Is(err, exec.ErrNotFound) {
 				t.Errorf("nft cannot list the rules: %v\n%s", err, out)
 			}
 		})
@@ -310,6 +311,9 @@ func TestAffinity(t *testing.T) {
 		w.put(slice("web", on("n1", w.addrs[other].String())))
 		w.until("client", "tcp4", address, other)
 		w.put(slice("web", on("n1", w.addrs["a"].String()), on("n1", w.addrs["b"].String())))
+	}
+	if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil && !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("nft cannot list the rules: %v\n%s", err, out)
 	}
 }
 
