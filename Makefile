@@ -20,8 +20,8 @@ RACE_PKGS ?= ./internal/config/... ./internal/durable/... ./internal/lifecycle/.
 
 # cgo is off everywhere but in the race detector and in runc, which has a module of its own.
 export CGO_ENABLED := 0
-# The same flags for every go command: with others, all of Kubernetes would be compiled twice.
-export GOFLAGS := -trimpath
+# No other flags here: with flags that differ from a plain "go test", all of Kubernetes would be
+# compiled twice. Releases add -trimpath.
 # Modules beside the main one that have tests; each is tested if it is there.
 MODULES := $(patsubst %/go.mod,%,$(wildcard api/go.mod sdk/go.mod))
 
