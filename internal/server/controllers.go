@@ -11,6 +11,7 @@ import (
 	"gantry.dev/gantry/internal/controller"
 	"gantry.dev/gantry/internal/controller/gc"
 	"gantry.dev/gantry/internal/controller/namespace"
+	nodecontroller "gantry.dev/gantry/internal/controller/node"
 	"gantry.dev/gantry/internal/controller/podgc"
 	"gantry.dev/gantry/internal/controller/service"
 	"gantry.dev/gantry/internal/controller/serviceaccount"
@@ -49,12 +50,20 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 			return serviceaccount.New(c, i, serviceaccount.Options{RootCA: cp.opts.RootCA, Log: log})
 		}},
 		{"namespace-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
-			kinds := func() ([]controller.Kind, error) { return cp.kinds(func(r *registry.Resource) bool { return r.Namespaced }), nil }
+			kinds := func() ([]controller.Kind, error) {
+				return cp.kinds(func(r *registry.Resource) bool { return r.Namespaced }), nil
+			}
 			return namespace.New(c, i, namespace.Options{Kinds: kinds, Log: log})
 		}},
 		{"generic-garbage-collector", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			kinds := func() []controller.Kind { return cp.kinds(collectable) }
 			return gc.New(c, i, r, gc.Options{Kinds: kinds, Log: log})
+		}},
+		{"node-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return nodecontroller.New(c, i, r, nodecontroller.Options{ClusterCIDR: cp.opts.PodCIDR, Log: log})
+		}},
+		{"node-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return nodecontroller.NewEvictor(c, i, cp.Events(events.Source{Component: "taint-eviction-controller"}), nodecontroller.EvictorOptions{Log: log})
 		}},
 		{"pod-garbage-collector", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
 			return podgc.New(c, podgc.Options{Log: log})
@@ -67,7 +76,7 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.account, err)
 		}
-		built, err := m.build(c, informers, cp.Events(events.Source{Component: m.account}))
+		built, err := m.build(c, informers, cp.Events(events.Source{Component: eventSource(m.account)}))
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.account, err)
 		}
@@ -77,6 +86,17 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		return nil
 	}
 	return cp.startScheduler(run)
+}
+
+// eventSource is the component that upstream names in the events of a controller.
+func eventSource(account string) string {
+	switch account {
+	case "endpointslice-controller":
+		return "endpoint-slice-controller"
+	case "generic-garbage-collector":
+		return "garbage-collector-controller"
+	}
+	return account
 }
 
 // collectable excludes what nobody owns or that is owned only in name: events.

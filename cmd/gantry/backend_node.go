@@ -1,0 +1,11 @@
+//go:build linux && !clientonly
+
+package main
+
+import (
+	"gantry.dev/gantry/internal/cli"
+	"gantry.dev/gantry/internal/server"
+)
+
+// backend is the node and server of this machine.
+func backend() cli.Backend { return server.Backend() }

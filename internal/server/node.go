@@ -1,0 +1,331 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/agent"
+	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/container/containerd"
+	"gantry.dev/gantry/internal/lifecycle"
+	"gantry.dev/gantry/internal/network/podnet"
+	"gantry.dev/gantry/internal/network/routes"
+	"gantry.dev/gantry/internal/network/service"
+	"gantry.dev/gantry/internal/pki"
+	"gantry.dev/gantry/internal/programs"
+	"gantry.dev/gantry/internal/volume"
+)
+
+// edgeUID is the user that gantry-edge becomes: none that Debian gives out.
+const edgeUID = 65053
+
+// nodeOptions says what makes this machine a node. All are required.
+type nodeOptions struct {
+	config       config.Config
+	identity     lifecycle.Identity
+	nodeIP       netip.Addr
+	authority    *pki.Authority
+	programs     programs.Paths
+	controlPlane *ControlPlane
+	logger       *slog.Logger
+}
+
+// node is the part of the process that runs pods.
+type node struct {
+	opts    nodeOptions
+	runtime *containerd.Runtime
+	network *networkPart
+	agent   *agent.Agent
+	proxy   *service.Proxy
+	feeder  *routes.Feeder
+	server  *apiListener // of the agent's API
+	images  *imageServer
+}
+
+// newNode wires the parts. Nothing is started.
+func newNode(opts nodeOptions) (*node, error) {
+	n := &node{opts: opts}
+	for _, build := range []func() error{n.buildRuntime, n.buildNetwork, n.buildAgent, n.buildServer} {
+		if err := build(); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+func (n *node) buildRuntime() (err error) {
+	paths := make(map[string]string, 3)
+	for _, name := range []string{"runc", "gantry-shim", "containerd-shim-runc-v2"} {
+		if paths[name], err = n.opts.programs.Path(name); err != nil {
+			return err
+		}
+	}
+	root, state := runtimeDirs(n.opts.config)
+	n.runtime, err = containerd.New(containerd.Options{
+		Root: root, State: state, Runc: paths["runc"], Shim: paths["gantry-shim"],
+		RuncShim: paths["containerd-shim-runc-v2"], Logger: n.opts.logger,
+	})
+	if err != nil {
+		return err
+	}
+	n.images = &imageServer{runtime: n.runtime, socket: nodeSocket(n.opts.config), logger: n.opts.logger}
+	return nil
+}
+
+func (n *node) buildNetwork() error {
+	c, cp := n.opts.config, n.opts.controlPlane
+	dns := podnet.DNSAddr(c.ServiceCIDR)
+	n.network = &networkPart{options: func(podCIDR netip.Prefix) podnet.Options {
+		return podNetworkOptions(c, podCIDR, n.opts.logger)
+	}}
+	reader, informers, err := cp.As(&user.DefaultInfo{Name: user.KubeProxy, Groups: []string{user.AllAuthenticated}}, "kube-proxy")
+	if err != nil {
+		return err
+	}
+	n.proxy, err = service.New(reader, informers, service.Options{
+		NodeName: n.opts.identity.Name, ClusterCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR,
+		SkipIPs: []netip.Addr{dns}, Logger: n.opts.logger,
+	})
+	if err != nil {
+		return err
+	}
+	edge, err := n.opts.programs.Path("gantry-edge")
+	if err != nil {
+		return err
+	}
+	reader, informers, err = cp.As(controllerUser("kube-dns"), "gantry-edge")
+	if err != nil {
+		return err
+	}
+	n.feeder, err = routes.New(reader, informers, routes.Options{
+		Binary: edge, Socket: edgeSocket(c), StateDir: c.Path("edge"), LogFile: c.Path("log", "edge.log"),
+		UID: edgeUID, Listen: []netip.AddrPort{netip.AddrPortFrom(dns, 53)}, Domain: c.ClusterDomain,
+		Ranges: []netip.Prefix{c.ServiceCIDR, c.PodCIDR}, Logger: n.opts.logger,
+	})
+	return err
+}
+
+func (n *node) buildAgent() error {
+	c := n.opts.config
+	u := &user.DefaultInfo{
+		Name:   pki.NodeUserPrefix + n.opts.identity.Name,
+		Groups: []string{user.NodesGroup, user.AllAuthenticated},
+	}
+	api, informers, err := n.opts.controlPlane.As(u, "kubelet")
+	if err != nil {
+		return err
+	}
+	volumes, err := volume.New(volume.ClientSource{Client: api}, volume.Options{PodsDir: c.Path("pods")})
+	if err != nil {
+		return err
+	}
+	root, _ := runtimeDirs(c)
+	n.agent, err = agent.New(agent.Parts{
+		Client: api, Informers: informers, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
+		Network: n.network, Volumes: volumes,
+	}, agent.Options{
+		NodeName: n.opts.identity.Name, NodeUID: types.UID(n.opts.identity.UID), NodeIPs: []string{n.opts.nodeIP.String()},
+		PodsDir: c.Path("pods"), LogDir: c.Path("log", "pods"), ImageDir: root,
+		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
+		KubeletPort: int32(c.AgentPort), Logger: n.opts.logger,
+		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
+		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, KubeProxyVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
+	})
+	return err
+}
+
+func containerdVersion() string {
+	for _, v := range programs.Versions() {
+		if v.Name == "containerd" {
+			return strings.TrimPrefix(v.Version, "v")
+		}
+	}
+	return "unknown"
+}
+
+// buildServer makes the kubelet's API: the agent's handler behind the API's own
+// authentication and the nodes/proxy right.
+func (n *node) buildServer() error {
+	handler, err := n.agent.Handler(n.usage)
+	if err != nil {
+		return err
+	}
+	n.server = &apiListener{
+		handler: n.guard(handler), tls: n.opts.authority.ServerTLS(pki.Kubelet, pki.ClusterCA), logger: n.opts.logger,
+		addrs: []netip.AddrPort{netip.AddrPortFrom(n.opts.nodeIP, n.opts.config.AgentPort)},
+	}
+	return nil
+}
+
+func (n *node) usage(ctx context.Context, id string) (agent.Usage, error) {
+	s, err := n.runtime.Stats(ctx, id)
+	if err != nil {
+		return agent.Usage{}, err
+	}
+	return agent.Usage{At: s.At, CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, WorkingSetBytes: s.WorkingSetBytes, Pids: s.Pids}, nil
+}
+
+// guard lets through who may use nodes/proxy of this node, as the kubelet's webhook mode does.
+func (n *node) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		response, ok, err := n.opts.controlPlane.authn.AuthenticateRequest(r)
+		if err != nil || !ok {
+			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+			return
+		}
+		decision, _, err := n.opts.controlPlane.authorizer.Authorize(r.Context(), authorizer.AttributesRecord{
+			User: response.User, Verb: nodeVerb(r.Method), APIVersion: "v1", Resource: "nodes", Subresource: nodeSubresource(r.URL.Path),
+			Name: n.opts.identity.Name, ResourceRequest: true, Path: r.URL.Path,
+		})
+		if err != nil || decision != authorizer.DecisionAllow {
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)",
+				response.User.GetName(), nodeVerb(r.Method), nodeSubresource(r.URL.Path)), http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func nodeVerb(method string) string {
+	switch method {
+	case http.MethodPost:
+		return "create"
+	case http.MethodPut:
+		return "update"
+	case http.MethodPatch:
+		return "patch"
+	case http.MethodDelete:
+		return "delete"
+	}
+	return "get"
+}
+
+// nodeSubresource is the part of the node that a path of the kubelet's API belongs to
+// (Kubernetes documentation, "Kubelet authorization").
+func nodeSubresource(path string) string {
+	for prefix, sub := range map[string]string{"/stats": "stats", "/metrics": "metrics", "/logs": "log"} {
+		if path == prefix || strings.HasPrefix(path, prefix+"/") {
+			return sub
+		}
+	}
+	return "proxy"
+}
+
+// components are the parts in start order.
+func (n *node) components() []lifecycle.Component {
+	return []lifecycle.Component{
+		{Name: "containers", Run: n.runtime.Run, Ready: waitFor(n.runtime.Ready())},
+		{Name: "images", Run: n.images.Run},
+		{Name: "node", Run: n.runAgent, Ready: n.nodeReady},
+		{Name: "network", Run: n.runNetwork, Ready: n.networkReady},
+	}
+}
+
+// runAgent runs the agent and its API.
+func (n *node) runAgent(ctx context.Context) error {
+	return runAll(ctx, n.agent.Run, n.server.Run)
+}
+
+// runNetwork prepares the pod network as soon as the node has its range, and keeps services
+// and names.
+func (n *node) runNetwork(ctx context.Context) error {
+	cidrs, err := n.podCIDRs(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := n.network.prepared(ctx, cidrs); err != nil {
+		return err
+	}
+	return runAll(ctx, n.proxy.Run, n.feeder.Run)
+}
+
+// runAll runs all until ctx ends or one of them returns.
+func runAll(ctx context.Context, runs ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	errs := make([]error, len(runs))
+	for i, run := range runs {
+		group.Go(func() {
+			errs[i] = run(ctx)
+			cancel()
+		})
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+// poll calls check every few milliseconds until it is true or ctx ends.
+func poll(ctx context.Context, check func() bool) error {
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for !check() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+func (n *node) object(ctx context.Context) *corev1.Node {
+	obj := new(corev1.Node)
+	if n.opts.controlPlane.Admin().Get(ctx, ctrlclient.ObjectKey{Name: n.opts.identity.Name}, obj) != nil {
+		return nil
+	}
+	return obj
+}
+
+func (n *node) podCIDRs(ctx context.Context) (cidrs []string, err error) {
+	err = poll(ctx, func() bool {
+		if obj := n.object(ctx); obj != nil {
+			cidrs = obj.Spec.PodCIDRs
+		}
+		return len(cidrs) > 0
+	})
+	return cidrs, err
+}
+
+func (n *node) nodeReady(ctx context.Context) error {
+	return poll(ctx, func() bool {
+		obj := n.object(ctx)
+		if obj == nil {
+			return false
+		}
+		for _, c := range obj.Status.Conditions {
+			if c.Type == corev1.NodeReady {
+				return c.Status == corev1.ConditionTrue
+			}
+		}
+		return false
+	})
+}
+
+func (n *node) networkReady(ctx context.Context) error { return poll(ctx, n.feeder.Ready) }
+
+// stopContainers stops every container and shim of the data dir.
+func stopContainers(ctx context.Context, c config.Config) error {
+	root, state := runtimeDirs(c)
+	return containerd.StopAll(ctx, root, state)
+}
+
+// stopNetwork stops gantry-edge and removes links, rules and namespaces.
+func stopNetwork(ctx context.Context, c config.Config) error {
+	err := routes.Stop(ctx, edgeSocket(c))
+	err = errors.Join(err, service.Cleanup(ctx))
+	return errors.Join(err, podnet.Cleanup(ctx, podNetworkOptions(c, firstPodCIDR(c.PodCIDR), slog.New(slog.DiscardHandler))))
+}

@@ -1,0 +1,171 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+
+	"k8s.io/apimachinery/pkg/version"
+
+	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/lifecycle"
+	"gantry.dev/gantry/internal/network/podnet"
+	"gantry.dev/gantry/internal/pki"
+	"gantry.dev/gantry/internal/programs"
+)
+
+// kubernetesVersion is the level of the API, as /version says it.
+const kubernetesVersion = "v1.36.3"
+
+// UpOptions is everything that a node needs to run.
+type UpOptions struct {
+	Config   config.Config
+	Identity lifecycle.Identity
+	Version  string // of Gantry
+	Steps    *lifecycle.Steps
+	Logger   *slog.Logger
+	Ready    func() // called once, when the node is Ready
+}
+
+// Up runs a server and its node until ctx ends. Containers and gantry-edge go on then.
+func Up(ctx context.Context, opts UpOptions) error {
+	c := opts.Config
+	nodeIP := c.NodeIP
+	if !nodeIP.IsValid() {
+		nodeIP = firstPodCIDR(c.PodCIDR).Addr().Next() // the pod bridge's
+	}
+	authority, err := newAuthority(opts, nodeIP)
+	if err != nil {
+		return err
+	}
+	end := opts.Steps.Begin("certificates", "ready")
+	err = authority.Ensure(ctx)
+	end(err)
+	if err != nil {
+		return err
+	}
+	end = opts.Steps.Begin("programs", "unpacked")
+	paths, err := programs.Unpack(c.Path("bin"))
+	end(err)
+	if err != nil {
+		return err
+	}
+	endpoint := netip.AddrPortFrom(nodeIP, c.Listen.Port())
+	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
+		EtcdDir: c.Path("etcd"), EncryptionKey: c.Path("pki", "encryption.yaml"),
+		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
+		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
+		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
+		AgentTransport: agentTransport(authority), Logger: opts.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	node, err := newNode(nodeOptions{
+		config: c, identity: opts.Identity, nodeIP: nodeIP, authority: authority, programs: paths,
+		controlPlane: cp, logger: opts.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	listener := &apiListener{
+		handler: cp.Handler(), tls: authority.ServerTLS(pki.APIServer, pki.ClusterCA),
+		addrs: listenAddrs(c.Listen, endpoint), logger: opts.Logger,
+	}
+	components := append([]lifecycle.Component{
+		{Name: "certificate renewal", Run: authority.Run},
+		{Name: "store", Run: cp.Run, Ready: waitFor(cp.Serving())},
+		{Name: "api", Run: listener.Run, Ready: both(listener.Ready, waitFor(cp.Ready()))},
+	}, node.components()...)
+	return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: opts.Ready}, components...)
+}
+
+func newAuthority(opts UpOptions, nodeIP netip.Addr) (*pki.Authority, error) {
+	c := opts.Config
+	addrs := []netip.Addr{nodeIP, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	if !c.Listen.Addr().IsUnspecified() {
+		addrs = append(addrs, c.Listen.Addr())
+	}
+	return pki.New(pki.Options{
+		Dir: c.Path("pki"), Logger: opts.Logger,
+		Names: pki.Names{
+			NodeName: opts.Identity.Name, ClusterDomain: c.ClusterDomain, ServiceIP: c.APIServiceIP(),
+			Addresses: addrs, ExtraSANs: c.TLSSANs,
+		},
+		Kubeconfigs: []pki.Kubeconfig{
+			{Path: cmp.Or(c.Kubeconfig, c.Path("admin.kubeconfig")), Server: c.APIURL(), Client: pki.Admin},
+		},
+	})
+}
+
+func serverVersion(gantry string) version.Info {
+	return version.Info{
+		Major: "1", Minor: "36", EmulationMajor: "1", EmulationMinor: "36", MinCompatibilityMajor: "1", MinCompatibilityMinor: "35",
+		GitVersion: kubernetesVersion + "+gantry." + gantry, GitTreeState: "clean",
+		GoVersion: runtime.Version(), Compiler: runtime.Compiler, Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
+}
+
+// firstPodCIDR is the part of the cluster's pod range that its first node gets.
+func firstPodCIDR(cluster netip.Prefix) netip.Prefix {
+	bits := 24
+	if cluster.Addr().Is6() {
+		bits = 64
+	}
+	return netip.PrefixFrom(cluster.Masked().Addr(), max(bits, cluster.Bits()))
+}
+
+func waitFor(ch <-chan struct{}) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-ch:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func both(first, second func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := first(ctx); err != nil {
+			return err
+		}
+		return second(ctx)
+	}
+}
+
+// Down stops what outlives the main process: the containers, gantry-edge, and the network.
+// It does nothing where nothing is left.
+func Down(ctx context.Context, c config.Config, steps *lifecycle.Steps) error {
+	end := steps.Begin("containers", "stopped")
+	err := stopContainers(ctx, c)
+	end(err)
+	end = steps.Begin("network", "removed")
+	netErr := stopNetwork(ctx, c)
+	end(netErr)
+	return errors.Join(err, netErr)
+}
+
+// runtimeDirs are where containerd keeps images and what runs.
+func runtimeDirs(c config.Config) (root, state string) {
+	return c.Path("containerd", "root"), c.Path("containerd", "state")
+}
+
+func edgeSocket(c config.Config) string { return c.Path("run", "edge.sock") }
+
+func nodeSocket(c config.Config) string { return filepath.Join(c.DataDir, "run", "node.sock") }
+
+// podNetworkOptions are those of this node; its pod range is known once the API has given it.
+func podNetworkOptions(c config.Config, podCIDR netip.Prefix, logger *slog.Logger) podnet.Options {
+	return podnet.Options{
+		Dir: c.Path("net"), PodCIDR: podCIDR, ClusterCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, Logger: logger,
+	}
+}
+
+var errNoPodCIDR = fmt.Errorf("the node has no pod range yet")
