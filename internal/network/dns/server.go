@@ -206,14 +206,11 @@ func (s *Server) ServeTCP(ctx context.Context, listener *net.TCPListener) error 
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
 	for {
-		conn, err := listener.AcceptTCP()
-		if ctx.Err() != nil {
-			if err == nil {
-				_ = conn.Close()
-			}
-			return nil
-		}
+		conn, err := listener.AcceptTCP() // what it took is served, whatever ctx says
 		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
 			if errors.Is(err, net.ErrClosed) {
 				return err
 			}
@@ -234,13 +231,20 @@ func (s *Server) ServeTCP(ctx context.Context, listener *net.TCPListener) error 
 	}
 }
 
-// serveConn answers the questions of one connection, one after the other.
+// tcpLeave is how long a connection may still bring its question after ctx has ended.
+const tcpLeave = time.Second
+
+// serveConn answers the questions of one connection, one after the other. After ctx has ended
+// it answers one more, which the client may have sent already.
 func (s *Server) serveConn(ctx context.Context, conn *net.TCPConn) {
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now().Add(time.Second)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now().Add(tcpLeave)) })
 	defer stop()
-	for ctx.Err() == nil {
+	for last := false; !last; {
 		if conn.SetDeadline(time.Now().Add(tcpIdle)) != nil {
 			return
+		}
+		if last = ctx.Err() != nil; last {
+			_ = conn.SetReadDeadline(time.Now().Add(tcpLeave))
 		}
 		var length [2]byte
 		if _, err := io.ReadFull(conn, length[:]); err != nil {

@@ -274,3 +274,12 @@ func Dial(t testing.TB, path, network, address string) net.Conn {
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
+
+// ForgetFlows empties the machine's table of tracked connections: pods of one test have the
+// addresses of another's.
+func ForgetFlows(t testing.TB) {
+	t.Helper()
+	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -89,7 +89,8 @@ func readChains() ([]Chain, error) {
 			}
 			rules, err := conn.GetRules(c.Table, c)
 			if err != nil {
-				return nil, fmt.Errorf("listing nftables rules of %s %s: %w", c.Table.Name, c.Name, err)
+				// The library cannot read every rule; what it cannot read accepts nothing for us.
+				chain.Rules = append(chain.Rules, FirewallRule{Other: true})
 			}
 			for _, r := range rules {
 				chain.Rules = append(chain.Rules, readRule(r.Exprs))

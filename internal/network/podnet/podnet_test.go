@@ -29,6 +29,7 @@ func testOptions(dir string) Options {
 // start prepares a network that is cleaned up with the test.
 func start(t testing.TB, opts Options) *Network {
 	t.Helper()
+	nettest.ForgetFlows(t)
 	n, err := New(opts)
 	if err != nil {
 		t.Fatal(err)

@@ -143,12 +143,17 @@ func (f *Feeder) reap() bool {
 
 // Stop ends the edge behind a socket and waits until it is gone. None running is fine.
 func Stop(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*startTimeout)
+	defer cancel()
 	conn, hello, err := dial(ctx, socket)
-	if absent(err) {
-		return removeSocket(socket)
+	for err != nil && !absent(err) { // one that hands over hangs up
+		if !pause(ctx, 5*time.Millisecond) {
+			return err
+		}
+		conn, hello, err = dial(ctx, socket)
 	}
 	if err != nil {
-		return err
+		return removeSocket(socket)
 	}
 	defer func() { _ = conn.Close() }()
 	if deadline, ok := ctx.Deadline(); ok {

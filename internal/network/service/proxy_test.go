@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,6 +53,7 @@ func (i informers) GetInformer(_ context.Context, obj client.Object, _ ...cache.
 
 func newWorld(t testing.TB, pods ...string) *world {
 	t.Helper()
+	nettest.ForgetFlows(t)
 	opts := podnet.Options{Dir: t.TempDir(), PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
 		ClusterCIDR: netip.MustParsePrefix(testCluster), ServiceCIDR: netip.MustParsePrefix(testServices)}
 	n, err := podnet.New(opts)
@@ -282,6 +284,22 @@ func TestUDPFlowIsForgotten(t *testing.T) {
 	}
 }
 
+// untilRemembered asks until the kernel remembers who asked.
+func (w *world) untilRemembered(from, network, address string) {
+	w.t.Helper()
+	clients := newKernel(netip.MustParsePrefix(testCluster), netip.MustParsePrefix(testServices)).maps[mapClients]
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		_, _, err := w.ask(from, network, address)
+		list, listErr := (&nftables.Conn{}).GetSetElements(clients)
+		if err == nil && listErr == nil && len(list) > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("asking %s: %v; remembered %v, %v", address, err, list, listErr)
+		}
+	}
+}
+
 func TestAffinity(t *testing.T) {
 	nettest.Need(t)
 	w := newWorld(t, "a", "b", "client")
@@ -293,6 +311,7 @@ func TestAffinity(t *testing.T) {
 	}))
 	w.put(slice("web", on("n1", w.addrs["a"].String()), on("n1", w.addrs["b"].String())))
 	w.run()
+	w.untilRemembered("client", "tcp4", "10.96.0.20:80")
 	for _, address := range []string{"10.96.0.20:80", "10.244.0.1:30080"} {
 		first := ""
 		for deadline := time.Now().Add(10 * time.Second); first == ""; {
