@@ -6,12 +6,12 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"gantry.dev/gantry/internal/agent/crilog"
 )
@@ -127,15 +127,42 @@ func (h *Handler) before(pod *corev1.Pod, name string, count int) int {
 	return best
 }
 
+// logOptions reads the query of a log request, as PodLogOptions spells it.
 func logOptions(r *http.Request) (*corev1.PodLogOptions, error) {
 	query := r.URL.Query()
 	if tail := query.Get("tail"); tail != "" && tail != "all" {
 		query.Set("tailLines", tail)
 	}
-	scheme := runtime.NewScheme()
-	utilruntime.Must(corev1.AddToScheme(scheme))
 	options := &corev1.PodLogOptions{}
-	if err := runtime.NewParameterCodec(scheme).DecodeParameters(query, corev1.SchemeGroupVersion, options); err != nil {
+	var errs []error
+	flag := func(name string, into *bool) {
+		if value := query.Get(name); query.Has(name) {
+			// As for all flags in queries of the API, anything but false and 0 is true.
+			*into = value != "false" && value != "0"
+		}
+	}
+	number := func(name string, into **int64) {
+		if value := query.Get(name); value != "" {
+			n, err := strconv.ParseInt(value, 10, 64)
+			errs = append(errs, err)
+			*into = &n
+		}
+	}
+	flag("follow", &options.Follow)
+	flag("previous", &options.Previous)
+	flag("timestamps", &options.Timestamps)
+	number("sinceSeconds", &options.SinceSeconds)
+	number("tailLines", &options.TailLines)
+	number("limitBytes", &options.LimitBytes)
+	if value := query.Get("sinceTime"); value != "" {
+		at, err := time.Parse(time.RFC3339, value)
+		errs = append(errs, err)
+		options.SinceTime = &metav1.Time{Time: at}
+	}
+	if value := query.Get("stream"); value != "" {
+		options.Stream = &value
+	}
+	if errors.Join(errs...) != nil {
 		return nil, errors.New(`{"message": "Unable to decode query."}`)
 	}
 	switch {

@@ -1,11 +1,15 @@
 package nodeapi
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -244,6 +248,9 @@ func (h *Handler) portForward(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	var handler http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if tunnel {
+			w = &rawUpgrade{ResponseWriter: w, header: http.Header{}}
+		}
 		portforward.ServePortForward(w, r, forwarder{h, pod}, pod.Name, string(pod.UID), options,
 			h.opts.IdleTimeout, h.opts.StreamsWait, portforward.SupportedProtocols)
 	})
@@ -251,6 +258,52 @@ func (h *Handler) portForward(w http.ResponseWriter, r *http.Request) {
 		handler = proxy.NewTunnelingHandler(handler)
 	}
 	handler.ServeHTTP(w, r)
+}
+
+// rawUpgrade answers an upgrade on the connection itself. The tunnel reads what a proxied
+// server would send, so the answer must come after the connection was taken over.
+type rawUpgrade struct {
+	http.ResponseWriter
+	header   http.Header
+	upgraded bool
+}
+
+// Header implements http.ResponseWriter.
+func (u *rawUpgrade) Header() http.Header { return u.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (u *rawUpgrade) WriteHeader(code int) {
+	if code == http.StatusSwitchingProtocols {
+		u.upgraded = true
+		return
+	}
+	maps.Copy(u.ResponseWriter.Header(), u.header)
+	u.ResponseWriter.WriteHeader(code)
+}
+
+// Hijack implements http.Hijacker.
+func (u *rawUpgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	hijacker, ok := u.ResponseWriter.(http.Hijacker)
+	if !ok {
+		return nil, nil, errors.New("the connection cannot be taken over")
+	}
+	conn, buffer, err := hijacker.Hijack()
+	if err != nil || !u.upgraded {
+		return conn, buffer, err
+	}
+	var answer bytes.Buffer
+	answer.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
+	if err := u.header.Write(&answer); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	answer.WriteString("\r\n")
+	if _, err := conn.Write(answer.Bytes()); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	if buffer == nil { // the tunnel has none
+		buffer = bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))
+	}
+	return conn, buffer, nil
 }
 
 // forwarder connects forwarded streams to a pod.
