@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -528,6 +529,26 @@ func TestStartErrors(t *testing.T) {
 		r.sleep(11 * time.Second)
 		if phase := r.pod("web").Status.Phase; phase != corev1.PodRunning {
 			t.Errorf("phase is %s", phase)
+		}
+	})
+}
+
+func TestAdmission(t *testing.T) {
+	bubble(t, func(r *rig) {
+		asks := func(cpu string) func(*corev1.Pod) {
+			return func(p *corev1.Pod) {
+				p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}
+			}
+		}
+		r.create(newPod("fits", asks("3")))
+		r.create(newPod("large", asks("2")))
+		r.create(newPod("small", asks("1")))
+		s := r.pod("large").Status
+		if want := "Pod was rejected: Node didn't have enough resource: cpu, requested: 2000, used: 3000, capacity: 4000"; s.Phase != corev1.PodFailed || s.Reason != "OutOfcpu" || s.Message != want {
+			t.Errorf("status is %s, %s, %q", s.Phase, s.Reason, s.Message)
+		}
+		if phase := r.pod("small").Status.Phase; phase != corev1.PodRunning {
+			t.Errorf("a pod that fits is %s", phase)
 		}
 	})
 }

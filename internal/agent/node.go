@@ -59,6 +59,7 @@ func (a *Agent) runNode(ctx context.Context) {
 	}
 	a.events.node(corev1.EventTypeNormal, "Starting", "Starting kubelet.")
 	var last time.Time
+	rangeSet := a.cidrSet // nil once it was noticed
 	ticker := time.NewTicker(a.opts.StatusEvery)
 	defer ticker.Stop()
 	for {
@@ -76,18 +77,10 @@ func (a *Agent) runNode(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-		case <-a.cidrSetOnce(&last):
+		case <-rangeSet: // with its pod range the node is ready: say so at once
+			rangeSet = nil
 		}
 	}
-}
-
-// cidrSetOnce is a channel that fires when the pod range arrives and the node has not been
-// reported ready with it.
-func (a *Agent) cidrSetOnce(last *time.Time) <-chan struct{} {
-	if a.podCIDRs.Load() != nil && !last.IsZero() {
-		return nil
-	}
-	return a.cidrSet
 }
 
 // nodeLabels are those the agent keeps up.

@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 
 	"gantry.dev/gantry/internal/agent/podconfig"
 	"gantry.dev/gantry/internal/agent/podstatus"
@@ -28,8 +30,8 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod, removed bool) (time.
 	if removed || pod.DeletionTimestamp != nil || podstatus.Terminal(pod.Status.Phase) || w.finished {
 		return w.terminate(ctx, pod, removed)
 	}
-	if !w.seenPod && pod.Status.Phase != corev1.PodRunning {
-		w.failure = w.agent.admit(pod)
+	if !w.seenPod && pod.Status.Phase != corev1.PodRunning && w.failure == nil {
+		w.failure = w.agent.admit(w, pod)
 	}
 	untilDeadline := w.checkDeadline(pod)
 	status := w.report(pod, false)
@@ -445,23 +447,62 @@ func (w *worker) clean(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// admit says why a new pod cannot run here; nil lets it in.
-func (a *Agent) admit(pod *corev1.Pod) *podstatus.Waiting {
+// admit says why a new pod cannot run here; nil lets it in, and counts it from then on.
+func (a *Agent) admit(w *worker, pod *corev1.Pod) *podstatus.Waiting {
 	a.mu.Lock()
-	count := 0
-	for uid, w := range a.workers {
-		if uid != pod.UID && !w.done() {
-			count++
+	defer a.mu.Unlock()
+	if w.admitted {
+		return nil
+	}
+	used := corev1.ResourceList{corev1.ResourcePods: *resource.NewQuantity(0, resource.DecimalSI)}
+	for _, other := range a.workers {
+		if other != w && other.admitted && !other.done() {
+			addPod(used, other.current())
 		}
 	}
-	a.mu.Unlock()
-	if count >= a.opts.MaxPods {
-		return &podstatus.Waiting{
-			Reason:  "OutOfpods",
-			Message: fmt.Sprintf("Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", count, a.opts.MaxPods),
+	wanted := corev1.ResourceList{}
+	addPod(wanted, pod)
+	allocatable := a.allocatable()
+	for _, name := range []corev1.ResourceName{corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {
+		request, capacity, has := wanted[name], allocatable[name], used[name]
+		total := has.DeepCopy()
+		total.Add(request)
+		if _, limited := allocatable[name]; !limited || request.IsZero() || total.Cmp(capacity) <= 0 {
+			continue
 		}
+		value := func(q resource.Quantity) int64 {
+			if name == corev1.ResourceCPU {
+				return q.MilliValue()
+			}
+			return q.Value()
+		}
+		message := fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, value(request), value(has), value(capacity))
+		reason := "OutOf" + string(name)
+		a.events.pod(pod, corev1.EventTypeWarning, reason, message)
+		return &podstatus.Waiting{Reason: reason, Message: "Pod was rejected: " + message}
 	}
+	w.admitted = true
 	return nil
+}
+
+// addPod adds what a pod requests, and itself, to a sum.
+func addPod(sum corev1.ResourceList, pod *corev1.Pod) {
+	add := func(name corev1.ResourceName, q resource.Quantity) {
+		total := sum[name]
+		total.Add(q)
+		sum[name] = total
+	}
+	add(corev1.ResourcePods, *resource.NewQuantity(1, resource.DecimalSI))
+	for name, q := range resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{}) {
+		add(name, q)
+	}
+}
+
+// current is the newest version of the pod.
+func (w *worker) current() *corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pod
 }
 
 // done reports whether the pod has ended, so that it no longer counts.

@@ -37,6 +37,8 @@ type worker struct {
 
 	namespace atomic.Pointer[string] // path of the pod's network namespace; nil until it has one
 
+	admitted bool // counts against the node's capacity; guarded by agent.mu
+
 	mu       sync.Mutex // guards the fields below
 	pod      *corev1.Pod
 	removed  bool // the API has no such pod any more
@@ -87,7 +89,7 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 
 // adopt takes over a sandbox that an earlier agent has made.
 func (w *worker) adopt(s container.SandboxStatus) {
-	w.seenPod = true
+	w.seenPod, w.admitted = true, true
 	if path := s.Sandbox.NetNSPath; path != "" {
 		w.namespace.Store(&path)
 	}
