@@ -120,7 +120,7 @@ func start(t testing.TB, opts Options) *cluster {
 		t.Fatal(err)
 	}
 	opts.Authenticator, opts.Authorizer = authn, policied()
-	c.registry, err = registry.New(registry.Options{ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), IssueToken: authn.IssueToken, RoleGuard: opts.Authorizer})
+	c.registry, err = registry.New(registry.Options{ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), RoleGuard: opts.Authorizer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func start(t testing.TB, opts Options) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.registry.Use(st)
+	c.registry.Use(registry.Wiring{Store: st, IssueToken: authn.IssueToken})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- st.Run(ctx) }()
