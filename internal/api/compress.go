@@ -144,16 +144,16 @@ func (s *Server) zippedList(q *query, out output, ep *endpoint, meta metav1.List
 	z.stored(head)
 	for i, r := range runs {
 		if i > 0 && !proto {
-			z.stored(comma)
+			z.stored(s.shared.comma)
 		}
 		z.run(r)
 	}
 	z.stored(tail)
 	*buffer = z.finish()
 	header := q.w.Header()
-	header["Content-Type"] = headerJSON
+	header["Content-Type"] = s.shared.json
 	if proto {
-		header["Content-Type"] = headerProto
+		header["Content-Type"] = s.shared.proto
 	}
 	header.Set("Content-Encoding", "gzip")
 	header.Add("Vary", "Accept-Encoding")
@@ -161,8 +161,6 @@ func (s *Server) zippedList(q *query, out output, ep *endpoint, meta metav1.List
 	_, _ = q.w.Write(*buffer) // the connection is gone: nobody to tell
 	return http.StatusOK
 }
-
-var comma = []byte{','}
 
 // listEnds is what comes before and after the objects of a list, which are size bytes.
 func (f *kindFrame) listEnds(meta metav1.ListMeta, size int, proto bool) (head, tail []byte, err error) {

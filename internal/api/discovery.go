@@ -37,10 +37,12 @@ type aggregatedDocument struct {
 
 // groupOrder is the order in which clients look for a resource that several groups have (kube-aggregator's
 // priorities); groups not named follow by name.
-var groupOrder = []string{
-	"", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling", "batch",
-	"certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io",
-	"admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io",
+func groupOrder() []string {
+	return []string{
+		"", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling", "batch",
+		"certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io",
+		"admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io",
+	}
 }
 
 // newDiscovery makes the documents of everything s serves.
@@ -109,11 +111,12 @@ func sortedVersions(served map[schema.GroupVersion]bool) []schema.GroupVersion {
 	for gv := range served {
 		out = append(out, gv)
 	}
+	order := groupOrder()
 	rank := func(group string) int {
-		if i := slices.Index(groupOrder, group); i >= 0 {
+		if i := slices.Index(order, group); i >= 0 {
 			return i
 		}
-		return len(groupOrder)
+		return len(order)
 	}
 	sort.Slice(out, func(i, j int) bool {
 		a, b := out[i], out[j]
@@ -277,5 +280,5 @@ func (s *Server) discoverAll(q *query, out output, root string) int {
 		return s.crash(q, err)
 	}
 	header.Set("Content-Type", mediaType)
-	return s.body(q, http.StatusOK, data, newline)
+	return s.body(q, http.StatusOK, data, s.shared.newline)
 }

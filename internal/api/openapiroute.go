@@ -217,7 +217,7 @@ func (c *container) addResource(s *Server, ep *endpoint) {
 func (c *container) addPatch(path, operation string, kind schema.GroupVersionKind, object any) {
 	params := append(writeParams(), queryParam("force", "boolean", "Take over fields that other managers own, in an apply."))
 	c.add(&route{method: "PATCH", path: path, operation: operation, action: "patch", kind: kind, params: params,
-		body: &metav1.Patch{}, answer: object, codes: []int{200, 201}, consumes: patchTypes})
+		body: &metav1.Patch{}, answer: object, codes: []int{200, 201}, consumes: patchTypes()})
 }
 
 // addSub describes one subresource; streams have no body of their own.

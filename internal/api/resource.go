@@ -217,8 +217,10 @@ func codeOf(created bool) int {
 }
 
 // patchTypes are the patches that are taken, as the 415 lists them.
-var patchTypes = []string{
-	string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType),
+func patchTypes() []string {
+	return []string{
+		string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType),
+	}
 }
 
 // patch changes the object as the body describes.
@@ -230,7 +232,7 @@ func (s *Server) patch(q *query, ep *endpoint, frame *kindFrame) int {
 	case types.ApplyYAMLPatchType:
 		q.applies = true
 	default:
-		return s.fail(q, negotiation.NewUnsupportedMediaTypeError(patchTypes))
+		return s.fail(q, negotiation.NewUnsupportedMediaTypeError(patchTypes()))
 	}
 	out, ok := s.accepts.negotiate(q.accept(), classObject)
 	if !ok {
@@ -307,7 +309,7 @@ func (s *Server) delete(q *query, ep *endpoint) int {
 	}
 	details := &metav1.StatusDetails{Name: q.path.Name, Group: ep.Info.Resource.Group, Kind: ep.Info.Resource.Resource, UID: result.Entry.Object.GetUID()}
 	out.shape, out.pretty = shapeObject, wantsPretty(&out, q.r)
-	return s.writeObject(q, out, code, statusKind, success(details))
+	return s.writeObject(q, out, code, statusKind(), success(details))
 }
 
 // subresource answers a request for a part of an object or an action on it.
@@ -384,7 +386,7 @@ func (s *Server) createSub(q *query, ep *endpoint, sub *subEndpoint) int {
 		if code == 0 {
 			code = http.StatusCreated
 		}
-		return s.writeObject(q, out, code, statusKind, status)
+		return s.writeObject(q, out, code, statusKind(), status)
 	}
 	return s.writeObject(q, out, http.StatusCreated, sub.Kind, answer)
 }

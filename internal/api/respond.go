@@ -15,8 +15,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// statusKind is how an error is written, whatever the group of the request.
-var statusKind = schema.GroupVersionKind{Version: "v1", Kind: "Status"}
+// statusKind() is how an error is written, whatever the group of the request.
+func statusKind() schema.GroupVersionKind {
+	return schema.GroupVersionKind{Version: "v1", Kind: "Status"}
+}
 
 // marshaler is what generated API types can do for protobuf.
 type marshaler interface {
@@ -37,10 +39,10 @@ func (s *Server) fail(q *query, err error) int {
 	}
 	out, ok := s.accepts.negotiate(q.r.Header.Get("Accept"), classPlain)
 	if !ok { // what cannot be negotiated must not hide the error
-		return s.writeObject(q, output{pretty: true}, code, statusKind, status)
+		return s.writeObject(q, output{pretty: true}, code, statusKind(), status)
 	}
 	out.pretty = wantsPretty(&out, q.r)
-	return s.writeObject(q, out, code, statusKind, status)
+	return s.writeObject(q, out, code, statusKind(), status)
 }
 
 // writeObject encodes object, of the given kind, and sends it.
@@ -78,31 +80,35 @@ func (s *Server) sendJSON(q *query, out output, code int, data []byte) int {
 			return s.send(q, out, code, indented.Bytes())
 		}
 	}
-	q.w.Header()["Content-Type"] = headerJSON
-	return s.body(q, code, data, newline)
+	q.w.Header()["Content-Type"] = s.shared.json
+	return s.body(q, code, data, s.shared.newline)
 }
 
 // send sends bytes that are complete.
 func (s *Server) send(q *query, out output, code int, data []byte) int {
 	switch out.format {
 	case formatProto:
-		q.w.Header()["Content-Type"] = headerProto
+		q.w.Header()["Content-Type"] = s.shared.proto
 	case formatYAML:
-		q.w.Header()["Content-Type"] = headerYAML
+		q.w.Header()["Content-Type"] = s.shared.yaml
 	case formatJSON:
-		q.w.Header()["Content-Type"] = headerJSON
+		q.w.Header()["Content-Type"] = s.shared.json
 	}
 	return s.body(q, code, data)
 }
 
-// Header values that are shared between answers; net/http only reads them.
-var (
-	headerJSON    = []string{typeJSON}
-	headerYAML    = []string{typeYAML}
-	headerProto   = []string{typeProto}
-	headerPrivate = []string{"no-cache, private"}
-	newline       = []byte{'\n'}
-)
+// shared is what every answer needs and none changes, so that it is not made each time.
+type shared struct {
+	json, yaml, proto, private []string // header values
+	newline, comma             []byte
+}
+
+func newShared() *shared {
+	return &shared{
+		json: []string{typeJSON}, yaml: []string{typeYAML}, proto: []string{typeProto}, private: []string{"no-cache, private"},
+		newline: []byte{'\n'}, comma: []byte{','},
+	}
+}
 
 // body writes the parts, compressed if the client takes that and they are large.
 func (s *Server) body(q *query, code int, parts ...[]byte) int {

@@ -62,6 +62,7 @@ type Server struct {
 	discovery *discovery
 	openapi   *openAPI
 	tables    *tables
+	shared    *shared
 	pools     *pools
 	zips      zipCache
 	streams   *streams
@@ -87,7 +88,7 @@ func New(opts Options) (*Server, error) {
 		tables:   newTables(opts.Registry.Scheme()),
 		scrape:   promhttp.HandlerFor(opts.Metrics, promhttp.HandlerOpts{}),
 	}
-	s.pools = &pools{}
+	s.shared, s.pools = newShared(), &pools{}
 	s.zips.pools = s.pools
 	s.route()
 	s.discovery = newDiscovery(s)
@@ -164,7 +165,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	header := w.Header()
 	header["Audit-Id"] = []string{auditID(r)}
-	header["Cache-Control"] = headerPrivate
+	header["Cache-Control"] = s.shared.private
 	q.path = parsePath(r.Method, r.URL.Path)
 	code = s.handle(q)
 }

@@ -247,10 +247,10 @@ func (w *watchStream) appendBookmark(revision int64, endsInitial bool) {
 // appendError appends an error event.
 func (w *watchStream) appendError(err error) {
 	status := responsewriters.ErrorToAPIStatus(err)
-	status.SetGroupVersionKind(statusKind)
+	status.SetGroupVersionKind(statusKind())
 	if w.out.format == formatProto {
 		if raw, err := status.Marshal(); err == nil {
-			w.appendProto(eventError, protoHead(statusKind), raw)
+			w.appendProto(eventError, protoHead(statusKind()), raw)
 		}
 		return
 	}

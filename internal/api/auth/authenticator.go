@@ -43,6 +43,7 @@ type Authenticator struct {
 	tokens    *tokenAuthenticator
 	webSocket *websocket.ProtocolAuthenticator
 	issuer    *tokenIssuer
+	anonymous *authenticator.Response // shared by all that have no credentials
 
 	certMu   sync.Mutex // guards the fields below
 	certPool *x509.CertPool
@@ -84,7 +85,7 @@ func New(opts Options) (*Authenticator, error) {
 		return nil, err
 	}
 	return &Authenticator{
-		opts: opts, tokens: tokens, issuer: issuer,
+		opts: opts, tokens: tokens, issuer: issuer, anonymous: newAnonymous(),
 		webSocket: websocket.NewProtocolAuthenticator(tokens),
 		certs:     map[[sha256.Size]byte]*verifiedCert{},
 	}, nil
@@ -114,7 +115,7 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 			return response, ok, err
 		}
 	}
-	return anonymousResponse, true, nil
+	return a.anonymous, true, nil
 }
 
 // AuthenticateToken checks a bearer token, for TokenReview.
@@ -122,9 +123,9 @@ func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*a
 	return a.tokens.AuthenticateToken(ctx, token)
 }
 
-// anonymousResponse is the user without credentials. It is never changed.
-var anonymousResponse = &authenticator.Response{
-	User: &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}},
+// newAnonymous is the user without credentials.
+func newAnonymous() *authenticator.Response {
+	return &authenticator.Response{User: &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}}
 }
 
 // bearerToken returns the token of the Authorization header or "".

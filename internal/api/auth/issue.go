@@ -21,7 +21,9 @@ import (
 )
 
 // tokenRequestKind is the kind that serviceaccounts/token takes.
-var tokenRequestKind = authenticationv1.SchemeGroupVersion.WithKind("TokenRequest")
+func tokenRequestKind() schema.GroupKind {
+	return schema.GroupKind{Group: authenticationv1.GroupName, Kind: "TokenRequest"}
+}
 
 // tokenIssuer signs tokens for service accounts.
 type tokenIssuer struct {
@@ -70,7 +72,7 @@ func (i *tokenIssuer) issue(ctx context.Context, account *corev1.ServiceAccount,
 		return nil, apierrors.NewInternalError(err)
 	}
 	if errs := validation.ValidateTokenRequest(&internal); len(errs) != 0 {
-		return nil, apierrors.NewInvalid(tokenRequestKind.GroupKind(), "", errs)
+		return nil, apierrors.NewInvalid(tokenRequestKind(), "", errs)
 	}
 	bound, err := i.bind(ctx, account, internal.Spec.BoundObjectRef)
 	if err != nil {
@@ -95,10 +97,10 @@ func checkIdentity(request *authenticationv1.TokenRequest, account *corev1.Servi
 		errs = append(errs, field.Invalid(path.Child("namespace"), request.Namespace, "must match the service account namespace if specified"))
 	}
 	if len(errs) > 0 {
-		return apierrors.NewInvalid(tokenRequestKind.GroupKind(), account.Name, errs)
+		return apierrors.NewInvalid(tokenRequestKind(), account.Name, errs)
 	}
 	if request.UID != "" && request.UID != account.UID {
-		return apierrors.NewConflict(schema.GroupResource{Group: tokenRequestKind.Group, Resource: tokenRequestKind.Kind}, account.Name,
+		return apierrors.NewConflict(schema.GroupResource{Group: tokenRequestKind().Group, Resource: tokenRequestKind().Kind}, account.Name,
 			fmt.Errorf("the UID in the token request (%s) does not match the UID of the service account (%s)", request.UID, account.UID))
 	}
 	return nil

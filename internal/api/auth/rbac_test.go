@@ -190,7 +190,7 @@ func bootstrapped() *Authorizer {
 
 func TestBootstrapDecisions(t *testing.T) {
 	a := bootstrapped()
-	anonymous := anonymousResponse.User
+	anonymous := newAnonymous().User
 	ann := &user.DefaultInfo{Name: "ann", Groups: []string{"system:authenticated"}}
 	for name, tc := range map[string]struct {
 		attrs authorizer.AttributesRecord
