@@ -212,8 +212,11 @@ func TestClientCertificate(t *testing.T) {
 		}
 	}
 	_, current = certFor(t, pkix.Name{}) // the CA was replaced
-	if response, ok, err := a.AuthenticateRequest(req); ok || err == nil {
-		t.Errorf("a certificate of the old CA passes: %+v", response)
+	for _, other := range []string{"", "Basic x"} { // what is no credential of ours does not make it anonymous
+		req.Header.Set("Authorization", other)
+		if response, ok, err := a.AuthenticateRequest(req); ok || err == nil {
+			t.Errorf("a certificate of the old CA passes with Authorization %q: %+v", other, response)
+		}
 	}
 }
 

@@ -94,14 +94,13 @@ func New(opts Options) (*Authenticator, error) {
 // AuthenticateRequest returns the user of req. Without credentials it is system:anonymous and ok is true; with
 // credentials that are no good err is not nil (the answer is 401). The response is shared: read-only.
 func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+	var certErr error // counts only if nothing else names the user
 	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 && a.opts.ClientCAs != nil {
 		response, err := a.authenticateCert(req.TLS.PeerCertificates)
 		if response != nil {
 			return response, true, nil
 		}
-		if err != nil && req.Header.Get("Authorization") == "" {
-			return nil, false, err
-		}
+		certErr = err
 	}
 	if token := bearerToken(req.Header); token != "" {
 		response, ok, err := a.tokens.AuthenticateToken(req.Context(), token)
@@ -114,6 +113,9 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 		if response, ok, err := a.webSocket.AuthenticateRequest(req); ok || err != nil {
 			return response, ok, err
 		}
+	}
+	if certErr != nil {
+		return nil, false, certErr
 	}
 	return a.anonymous, true, nil
 }
