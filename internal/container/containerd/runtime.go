@@ -27,8 +27,11 @@ import (
 // kernel allows for a socket's path.
 const maxStatePath = 80
 
-// ErrNotFound says that a sandbox, container or image is not there.
-var ErrNotFound = errors.New("not found")
+// Errors that callers tell apart.
+var (
+	ErrNotFound = errors.New("not found") // a sandbox, container or image is not there
+	ErrStopped  = errors.New("the container runtime has stopped")
+)
 
 // Options configure a Runtime. Root, State, Runc and Shim are needed.
 type Options struct {
@@ -54,6 +57,7 @@ type Runtime struct {
 	opts  Options
 	log   *slog.Logger
 	ready chan struct{}
+	ended chan struct{} // closed when Run has returned
 	queue *eventQueue
 
 	// Set by Run before ready is closed.
@@ -104,6 +108,7 @@ func New(opts Options) (*Runtime, error) {
 		opts:      opts,
 		log:       opts.Logger,
 		ready:     make(chan struct{}),
+		ended:     make(chan struct{}),
 		queue:     newEventQueue(),
 		dirty:     make(chan struct{}, 1),
 		sandboxes: map[string]*sandbox{},
@@ -122,6 +127,7 @@ func (r *Runtime) Events() <-chan container.Event { return r.queue.out }
 // Run opens the stores, connects to what runs and serves until ctx ends. Containers keep
 // running then. A Runtime can be run once.
 func (r *Runtime) Run(ctx context.Context) error {
+	defer close(r.ended)
 	quietLibraryLogs(r.log)
 	if err := r.makeFolders(); err != nil {
 		return err
@@ -165,12 +171,14 @@ func (r *Runtime) await(ctx context.Context) (context.Context, error) {
 	default:
 		select {
 		case <-r.ready:
+		case <-r.ended:
+			return nil, ErrStopped
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for the container runtime: %w", ctx.Err())
 		}
 	}
 	if r.runCtx.Err() != nil {
-		return nil, errors.New("the container runtime has stopped")
+		return nil, ErrStopped
 	}
 	return namespaces.WithNamespace(ctx, r.opts.Namespace), nil
 }

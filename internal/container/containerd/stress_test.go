@@ -4,6 +4,7 @@ package containerd
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -123,6 +124,9 @@ func TestSecondRuntimeIsRefused(t *testing.T) {
 	}
 	if err := second.Run(t.Context()); err == nil {
 		t.Error("a second runtime runs on the same folders")
+	}
+	if _, err := second.List(t.Context()); !errors.Is(err, ErrStopped) {
+		t.Errorf("List of a runtime that did not start: %v", err)
 	}
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("it was refused after %v", took)
