@@ -345,6 +345,9 @@ func logLines(t testing.TB, paths ...string) []string {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(string(data)) {
+			if !strings.HasSuffix(line, "\n") {
+				break // being written at the moment
+			}
 			fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
 			if len(fields) != 4 {
 				t.Fatalf("line %q is not in the CRI format", line)
