@@ -88,6 +88,7 @@ func (s *State) reject(t *template, slot int32) (filter string, reasons []string
 // explain makes the message for a pod that fits nowhere.
 func (s *State) explain(t *template, pod *corev1.Pod) *FitError {
 	failure := &FitError{}
+	s.reorder()
 	total := len(s.order)
 	if total == 0 {
 		failure.Message = messageNoNodes
@@ -159,6 +160,7 @@ func (s *State) Diagnose(pod *corev1.Pod) Diagnosis {
 	t := s.newTemplate(pod) // not shared: a question leaves no trace
 	cache := &nodeCache{}
 	cache.grow(len(s.nodes))
+	s.reorder()
 	var d Diagnosis
 	s.scratch.slots = s.scratch.slots[:0]
 	for _, slot := range s.order {

@@ -93,6 +93,7 @@ func (s *State) collect(t *template) {
 		}
 		return
 	}
+	s.reorder()
 	cache := s.warm(t)
 	want := enough(len(s.order))
 	at := s.start
@@ -326,7 +327,7 @@ func (s *State) imageScore(t *template, cache *nodeCache, slot int32) int64 {
 			continue
 		}
 		if _, ok := state.nodes[slot]; ok {
-			sum += int64(float64(state.bytes) * (float64(len(state.nodes)) / float64(len(s.order))))
+			sum += int64(float64(state.bytes) * (float64(len(state.nodes)) / float64(len(s.slots))))
 		}
 	}
 	high := int64(imageMaxBytesEach) * int64(max(1, t.containers))

@@ -40,6 +40,7 @@ type State struct {
 	used        []int64 // slot*width, what pods ask for
 	scored      []int64 // slot*2, CPU and memory asked for with defaults for what is not set
 	order       []int32 // slots with a node, zones taking turns
+	disordered  bool    // order is to be rebuilt before it is read
 	start       int     // where in order the next search begins
 
 	zones  map[string]int32 // zone name to number
@@ -131,7 +132,7 @@ func widen(vectors []int64, count, was, width int) []int64 {
 }
 
 // NodeCount is the number of nodes.
-func (s *State) NodeCount() int { return len(s.order) }
+func (s *State) NodeCount() int { return len(s.slots) }
 
 // SetNode adds a node or takes over its new state. It says whether that may make room
 // for a pod that had none.
@@ -152,7 +153,7 @@ func (s *State) SetNode(node *corev1.Node) bool {
 		if zone != n.zone || !known {
 			s.moveZone(slot, n.zone, zone)
 			n.zone = zone
-			s.reorder()
+			s.disordered = true
 		}
 		helps = true
 	}
@@ -263,9 +264,13 @@ func add(counts map[int32]int32, key, count int32) {
 	}
 }
 
-// reorder rebuilds the order of the search: zones take turns, so that a search that
+// reorder rebuilds the order of the search if nodes have changed: zones take turns, so that a search that
 // stops early has seen them all.
 func (s *State) reorder() {
+	if !s.disordered {
+		return
+	}
+	s.disordered = false
 	byZone := map[int32][]int32{}
 	var zones []int32
 	for slot := range s.nodes {
@@ -347,7 +352,7 @@ func (s *State) RemoveNode(name string) {
 	s.scored[2*slot], s.scored[2*slot+1] = 0, 0
 	s.free = append(s.free, slot)
 	s.freed++ // what failed before would fail with other words now
-	s.reorder()
+	s.disordered = true
 }
 
 // AddPod charges a pod to the node it is on, or assumes it to be on it. A pod that is

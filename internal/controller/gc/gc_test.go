@@ -170,10 +170,10 @@ func TestOwnerInAnotherNamespace(t *testing.T) {
 }
 
 func TestCycleInForeground(t *testing.T) {
-	a, b := object("a"), object("b")
-	a, b = object("a", b), object("b", a)
-	got := inWorld(t, []client.Object{a, b}, func(c *controllertest.Cluster, _ *notes) {
-		if err := c.Delete(context.Background(), a, client.PropagationPolicy(metav1.DeletePropagationForeground)); err != nil {
+	a, b, c := object("a"), object("b"), object("c")
+	objs := []client.Object{object("a", c), object("b", a), object("c", b)}
+	got := inWorld(t, objs, func(cluster *controllertest.Cluster, _ *notes) {
+		if err := cluster.Delete(context.Background(), a, client.PropagationPolicy(metav1.DeletePropagationForeground)); err != nil {
 			t.Fatal(err)
 		}
 	})
