@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -21,7 +22,7 @@ import (
 // slow one delays nobody else. Reads go to the Client: there is no second copy.
 type Cache struct {
 	*Client
-	logger *slog.Logger
+	opts CacheOptions
 
 	mu      sync.Mutex      // guards the fields below
 	ctx     context.Context //nolint:containedctx // of Start, for handlers that come later
@@ -31,12 +32,19 @@ type Cache struct {
 
 var _ cache.Cache = (*Cache)(nil)
 
+// CacheOptions tunes a Cache. The zero value delivers everything.
+type CacheOptions struct {
+	Logger *slog.Logger // default: discards
+	// Fields narrows the events of a kind, as in a watch by a field selector.
+	Fields map[schema.GroupVersionKind]fields.Selector
+}
+
 // NewCache returns a Cache that reads as c does. It delivers nothing before Start.
-func NewCache(c *Client, logger *slog.Logger) *Cache {
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
+func NewCache(c *Client, opts CacheOptions) *Cache {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Cache{Client: c, logger: logger}
+	return &Cache{Client: c, opts: opts}
 }
 
 // Start delivers events until ctx ends and every handler has returned.
@@ -73,22 +81,24 @@ func (c *Cache) GetInformer(ctx context.Context, obj ctrlclient.Object, _ ...cac
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.authorize(ctx, r, "watch", "", "", ""); err != nil {
+	return c.informer(ctx, r)
+}
+
+func (c *Cache) informer(ctx context.Context, r *registry.Resource) (cache.Informer, error) {
+	selector := c.opts.Fields[r.Kind]
+	if _, err := c.authorizeSelected(ctx, r, "watch", "", selector); err != nil {
 		return nil, err
 	}
-	return &informer{cache: c, resource: r}, nil
+	return &informer{cache: c, resource: r, fields: selector}, nil
 }
 
 // GetInformerForKind implements cache.Cache.
 func (c *Cache) GetInformerForKind(ctx context.Context, kind schema.GroupVersionKind, _ ...cache.InformerGetOption) (cache.Informer, error) {
-	r := c.opts.Registry.ResourceOf(kind)
+	r := c.Client.opts.Registry.ResourceOf(kind)
 	if r == nil {
 		return nil, fmt.Errorf("client: %s is not served", kind)
 	}
-	if _, err := c.authorize(ctx, r, "watch", "", "", ""); err != nil {
-		return nil, err
-	}
-	return &informer{cache: c, resource: r}, nil
+	return c.informer(ctx, r)
 }
 
 // RemoveInformer implements cache.Cache. Informers hold nothing; handlers are removed one by one.
@@ -110,12 +120,13 @@ func (c *Cache) IndexField(_ context.Context, obj ctrlclient.Object, field strin
 type informer struct {
 	cache    *Cache
 	resource *registry.Resource
+	fields   fields.Selector // nil is everything
 }
 
 // AddEventHandler implements cache.Informer.
 func (i *informer) AddEventHandler(handler toolscache.ResourceEventHandler) (toolscache.ResourceEventHandlerRegistration, error) {
 	reg := &registration{
-		informer: i, handler: handler, logger: i.cache.logger,
+		informer: i, handler: handler, logger: i.cache.opts.Logger,
 		synced: make(chan struct{}), stop: make(chan struct{}),
 	}
 	i.cache.mu.Lock()
@@ -223,7 +234,7 @@ func (r *registration) run(ctx context.Context) {
 	known := make(map[string]*store.Entry) // what the handler was told, for a restart of the watch
 	initial := true
 	for ctx.Err() == nil {
-		w, err := r.informer.resource.Watch(ctx, "", registry.ListOptions{})
+		w, err := r.informer.resource.Watch(ctx, "", registry.ListOptions{Fields: r.informer.fields})
 		if err != nil {
 			if ctx.Err() == nil {
 				r.logger.LogAttrs(ctx, slog.LevelError, "watching for an informer", slog.String("resource", r.Name()), slog.Any("error", err))

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -154,25 +155,37 @@ func isGeneric(obj runtime.Object) bool {
 
 // authorize asks whether the user may, and puts it into the context.
 func (c *Client) authorize(ctx context.Context, r *registry.Resource, verb, sub, namespace, name string) (context.Context, error) {
+	return c.ask(ctx, r, authorizer.AttributesRecord{Verb: verb, Subresource: sub, Namespace: namespace, Name: name})
+}
+
+// authorizeSelected asks about a list or watch that a field selector narrows.
+func (c *Client) authorizeSelected(ctx context.Context, r *registry.Resource, verb, namespace string, selector fields.Selector) (context.Context, error) {
+	about := authorizer.AttributesRecord{Verb: verb, Namespace: namespace}
+	if selector != nil {
+		about.FieldSelectorRequirements = selector.Requirements()
+		about.Name, _ = selector.RequiresExactMatch("metadata.name")
+	}
+	return c.ask(ctx, r, about)
+}
+
+func (c *Client) ask(ctx context.Context, r *registry.Resource, about authorizer.AttributesRecord) (context.Context, error) {
 	ctx = genericapirequest.WithUser(ctx, c.opts.User)
 	if c.opts.Authorizer == nil {
 		return ctx, nil
 	}
-	asker := c.opts.User
-	if c.opts.Lister != nil && sub == "" && (verb == "get" || verb == "list" || verb == "watch") {
-		asker, verb, name = c.opts.Lister, "list", "" // as an informer's copy is read
+	about.User, about.ResourceRequest = c.opts.User, true
+	about.APIGroup, about.APIVersion, about.Resource = r.Resource.Group, r.Resource.Version, r.Resource.Resource
+	if c.opts.Lister != nil && about.Subresource == "" && (about.Verb == "get" || about.Verb == "list" || about.Verb == "watch") {
+		about.User, about.Verb, about.Name = c.opts.Lister, "list", "" // as an informer's copy is read
 	}
-	decision, reason, err := c.opts.Authorizer.Authorize(ctx, authorizer.AttributesRecord{
-		User: asker, Verb: verb, Namespace: namespace, Name: name, ResourceRequest: true,
-		APIGroup: r.Resource.Group, APIVersion: r.Resource.Version, Resource: r.Resource.Resource, Subresource: sub,
-	})
-	if err != nil && decision != authorizer.DecisionAllow {
+	decision, reason, err := c.opts.Authorizer.Authorize(ctx, &about)
+	if decision == authorizer.DecisionAllow {
+		return ctx, nil
+	}
+	if err != nil {
 		return ctx, apierrors.NewInternalError(err)
 	}
-	if decision != authorizer.DecisionAllow {
-		return ctx, forbidden(asker, r, verb, sub, namespace, name, reason)
-	}
-	return ctx, nil
+	return ctx, forbidden(about.User, r, about.Verb, about.Subresource, about.Namespace, about.Name, reason)
 }
 
 func forbidden(who user.Info, r *registry.Resource, verb, sub, namespace, name, reason string) error {
@@ -220,7 +233,7 @@ func (c *Client) List(ctx context.Context, list ctrlclient.ObjectList, opts ...c
 		return err
 	}
 	options := (&ctrlclient.ListOptions{}).ApplyOptions(opts)
-	if ctx, err = c.authorize(ctx, r, "list", "", options.Namespace, ""); err != nil {
+	if ctx, err = c.authorizeSelected(ctx, r, "list", options.Namespace, options.FieldSelector); err != nil {
 		return err
 	}
 	got, err := r.List(ctx, options.Namespace, registry.ListOptions{

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -22,6 +23,15 @@ var _ agent.Runtime = runtimePart{}
 
 // Events implements agent.Sandboxes.
 func (r runtimePart) Events(context.Context) <-chan container.Event { return r.Runtime.Events() }
+
+// Status implements agent.SandboxReader.
+func (r runtimePart) Status(ctx context.Context, id string) (container.SandboxStatus, bool, error) {
+	status, err := r.Sandbox(ctx, id)
+	if errors.Is(err, containerd.ErrNotFound) {
+		return container.SandboxStatus{}, false, nil
+	}
+	return status, err == nil, err
+}
 
 // CreateContainer implements agent.Containers.
 func (r runtimePart) CreateContainer(ctx context.Context, config container.Config) (string, error) {

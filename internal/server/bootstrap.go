@@ -32,6 +32,9 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := cp.ensure(ctx, edgeRole()); err != nil {
+		return err
+	}
 	for _, binding := range extraBindings() {
 		if err := cp.ensure(ctx, binding); err != nil {
 			return err
@@ -84,9 +87,24 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 		// One controller keeps EndpointSlices and Endpoints.
 		bind("gantry:endpoints", "system:controller:endpoint-controller",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
+		bind(edgeRoleName, edgeRoleName, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "kube-dns"}),
 		// One controller keeps the default ServiceAccount and kube-root-ca.crt.
 		bind("gantry:root-ca", "system:controller:root-ca-cert-publisher",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "service-account-controller"}),
+	}
+}
+
+const edgeRoleName = "gantry:edge"
+
+// edgeRole is what compiling the edge's tables needs.
+func edgeRole() *rbacv1.ClusterRole {
+	read := []string{"get", "list", "watch"}
+	return &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: edgeRoleName},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"services", "namespaces"}, Verbs: read},
+			{APIGroups: []string{discoveryv1.GroupName}, Resources: []string{"endpointslices"}, Verbs: read},
+		},
 	}
 }
 

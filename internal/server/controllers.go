@@ -24,6 +24,11 @@ import (
 // kube-controller-manager would write.
 const controllerManager = "kube-controller-manager"
 
+// controllersUser is who upstream's controllers share their informers as.
+func controllersUser() user.Info {
+	return &user.DefaultInfo{Name: user.KubeControllerManager, Groups: []string{user.AllAuthenticated}}
+}
+
 // runner is something that works until its context ends.
 type runner interface {
 	Run(ctx context.Context) error
@@ -71,8 +76,8 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 	} {
 		c, informers, err := cp.as(client.Options{
 			User: controllerUser(m.account), Manager: controllerManager,
-			Lister: &user.DefaultInfo{Name: user.KubeControllerManager, Groups: []string{user.AllAuthenticated}},
-		})
+			Lister: controllersUser(),
+		}, nil)
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.account, err)
 		}

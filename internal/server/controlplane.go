@@ -14,6 +14,8 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/authentication/user"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
@@ -159,18 +161,20 @@ func (cp *ControlPlane) Ready() <-chan struct{} { return cp.ready }
 // Admin is a client that may do everything.
 func (cp *ControlPlane) Admin() ctrlclient.Client { return cp.admin }
 
-// As gives a component its client and informers. manager is the field manager of its writes.
+// As gives a component its client and informers: who may list a kind may read its objects, as
+// from an informer's copy. manager is the field manager of its writes.
 func (cp *ControlPlane) As(u user.Info, manager string) (*client.Client, *client.Cache, error) {
-	return cp.as(client.Options{User: u, Manager: manager})
+	return cp.as(client.Options{User: u, Lister: u, Manager: manager}, nil)
 }
 
-func (cp *ControlPlane) as(opts client.Options) (*client.Client, *client.Cache, error) {
+// as is As with a narrowed view of some kinds.
+func (cp *ControlPlane) as(opts client.Options, narrowed map[schema.GroupVersionKind]fields.Selector) (*client.Client, *client.Cache, error) {
 	opts.Registry, opts.Authorizer = cp.registry, cp.authorizer
 	c, err := client.New(opts)
 	if err != nil {
 		return nil, nil, err
 	}
-	informers := client.NewCache(c, cp.opts.Logger)
+	informers := client.NewCache(c, client.CacheOptions{Logger: cp.opts.Logger, Fields: narrowed})
 	cp.mu.Lock()
 	defer cp.mu.Unlock()
 	if cp.running != nil {
@@ -273,10 +277,14 @@ func firstOf(failed <-chan error) error {
 
 // open makes the API answer: it learns the roles, then makes what every cluster has.
 func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.Context) error)) error {
-	informers := client.NewCache(cp.admin, cp.opts.Logger)
+	informers := client.NewCache(cp.admin, client.CacheOptions{Logger: cp.opts.Logger})
 	run("informers", informers.Start)
 	run("registry", cp.registry.Run)
 	run("events", cp.events.Run)
+	aggregator, err := auth.NewAggregator(cp.admin, informers, cp.opts.Logger)
+	if err != nil {
+		return err
+	}
 	if err := cp.authorizer.Feed(ctx, informers); err != nil {
 		return err
 	}
@@ -284,6 +292,7 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 	if err := cp.bootstrap(ctx); err != nil {
 		return fmt.Errorf("making the cluster's own objects: %w", err)
 	}
+	run("role aggregation", aggregator.Run)
 	close(cp.ready)
 	return nil
 }

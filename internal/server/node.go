@@ -12,12 +12,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/agent"
+	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container/containerd"
 	"gantry.dev/gantry/internal/lifecycle"
@@ -124,7 +128,14 @@ func (n *node) buildAgent() error {
 		Name:   pki.NodeUserPrefix + n.opts.identity.Name,
 		Groups: []string{user.NodesGroup, user.AllAuthenticated},
 	}
-	api, informers, err := n.opts.controlPlane.As(u, "kubelet")
+	api, own, err := n.opts.controlPlane.as(client.Options{User: u, Manager: "kubelet"}, map[schema.GroupVersionKind]fields.Selector{
+		corev1.SchemeGroupVersion.WithKind("Node"): fields.OneTermEqualSelector("metadata.name", n.opts.identity.Name),
+		corev1.SchemeGroupVersion.WithKind("Pod"):  fields.OneTermEqualSelector("spec.nodeName", n.opts.identity.Name),
+	})
+	if err != nil {
+		return err
+	}
+	_, all, err := n.opts.controlPlane.As(controllersUser(), "kubelet")
 	if err != nil {
 		return err
 	}
@@ -134,7 +145,7 @@ func (n *node) buildAgent() error {
 	}
 	root, _ := runtimeDirs(c)
 	n.agent, err = agent.New(agent.Parts{
-		Client: api, Informers: informers, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
+		Client: api, Informers: nodeInformers{own: own, all: all}, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
 		Network: n.network, Volumes: volumes,
 	}, agent.Options{
 		NodeName: n.opts.identity.Name, NodeUID: types.UID(n.opts.identity.UID), NodeIPs: []string{n.opts.nodeIP.String()},
@@ -145,6 +156,20 @@ func (n *node) buildAgent() error {
 		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, KubeProxyVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	})
 	return err
+}
+
+// nodeInformers gives an agent the events of its node and its pods as itself. A node may read
+// the ConfigMaps and Secrets of its pods one by one but not watch them all, so that they
+// changed is told by an informer of the server; what they hold the agent reads as itself.
+type nodeInformers struct{ own, all *client.Cache }
+
+// GetInformer implements agent.Informers.
+func (i nodeInformers) GetInformer(ctx context.Context, obj ctrlclient.Object, opts ...cache.InformerGetOption) (cache.Informer, error) {
+	switch obj.(type) {
+	case *corev1.ConfigMap, *corev1.Secret, *corev1.Service:
+		return i.all.GetInformer(ctx, obj, opts...)
+	}
+	return i.own.GetInformer(ctx, obj, opts...)
 }
 
 func containerdVersion() string {
@@ -227,11 +252,15 @@ func nodeSubresource(path string) string {
 // components are the parts in start order.
 func (n *node) components() []lifecycle.Component {
 	return []lifecycle.Component{
-		{Name: "containers", Run: n.runtime.Run, Ready: waitFor(n.runtime.Ready())},
-		{Name: "images", Run: n.images.Run},
+		{Name: "containers", Run: n.runContainers, Ready: waitFor(n.runtime.Ready())},
 		{Name: "node", Run: n.runAgent, Ready: n.nodeReady},
 		{Name: "network", Run: n.runNetwork, Ready: n.networkReady},
 	}
+}
+
+// runContainers runs the runtime and takes image commands.
+func (n *node) runContainers(ctx context.Context) error {
+	return runAll(ctx, n.runtime.Run, n.images.Run)
 }
 
 // runAgent runs the agent and its API.

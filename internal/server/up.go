@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
 
@@ -38,6 +39,11 @@ func Up(ctx context.Context, opts UpOptions) error {
 	nodeIP := c.NodeIP
 	if !nodeIP.IsValid() {
 		nodeIP = firstPodCIDR(c.PodCIDR).Addr().Next() // the pod bridge's
+	}
+	for _, dir := range []string{"log", "run"} {
+		if err := os.MkdirAll(c.Path(dir), 0o700); err != nil {
+			return fmt.Errorf("making the data dir: %w", err)
+		}
 	}
 	authority, err := newAuthority(opts, nodeIP)
 	if err != nil {
@@ -78,8 +84,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		addrs: listenAddrs(c.Listen, endpoint), logger: opts.Logger,
 	}
 	components := append([]lifecycle.Component{
-		{Name: "certificate renewal", Run: authority.Run},
-		{Name: "store", Run: cp.Run, Ready: waitFor(cp.Serving())},
+		{Name: "store", Run: func(ctx context.Context) error { return runAll(ctx, cp.Run, authority.Run) }, Ready: waitFor(cp.Serving())},
 		{Name: "api", Run: listener.Run, Ready: both(listener.Ready, waitFor(cp.Ready()))},
 	}, node.components()...)
 	return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: opts.Ready}, components...)

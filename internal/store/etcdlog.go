@@ -17,7 +17,7 @@ func (c slogCore) Enabled(level zapcore.Level) bool {
 }
 
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return slogCore{c.logger.With(attrs(fields)...)}
+	return slogCore{slog.New(c.logger.Handler().WithAttrs(attrs(fields)))}
 }
 
 func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -28,18 +28,27 @@ func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 }
 
 func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
-	c.logger.Log(context.Background(), slogLevel(entry.Level), "etcd: "+entry.Message, attrs(fields)...)
+	level := slogLevel(entry.Level)
+	if isHarmless(entry.Message) {
+		level = slog.LevelDebug
+	}
+	c.logger.LogAttrs(context.Background(), level, "etcd", append(attrs(fields), slog.String("message", entry.Message))...)
 	return nil
 }
 
 func (c slogCore) Sync() error { return nil }
 
-func attrs(fields []zapcore.Field) []any {
+// isHarmless knows what etcd complains of in every new data dir until its first snapshot.
+func isHarmless(message string) bool {
+	return message == "Failed to detect schema version" || message == "failed to update storage version"
+}
+
+func attrs(fields []zapcore.Field) []slog.Attr {
 	encoder := zapcore.NewMapObjectEncoder()
 	for _, f := range fields {
 		f.AddTo(encoder)
 	}
-	out := make([]any, 0, len(encoder.Fields))
+	out := make([]slog.Attr, 0, len(encoder.Fields))
 	for key, value := range encoder.Fields {
 		out = append(out, slog.Any(key, value))
 	}

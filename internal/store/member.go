@@ -54,7 +54,8 @@ func newMember(opts Options) (*member, error) {
 		BackendBatchInterval:    0,
 		PreVote:                 true,
 		StrictReconfigCheck:     true,
-		AuthToken:               "simple",
+		AuthToken:               "",
+		BcryptCost:              10, // of etcd's own users, of which there are none
 		WarningApplyDuration:    time.Second,
 		CompactionBatchLimit:    1000,
 		CompactionSleepInterval: 10 * time.Millisecond,

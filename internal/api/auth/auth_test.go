@@ -211,7 +211,7 @@ func TestClientCertificate(t *testing.T) {
 			t.Fatalf("AuthenticateRequest = %+v, %v, %v", response, ok, err)
 		}
 	}
-	_, current = certFor(t, pkix.Name{}) // the CA was replaced
+	_, current = certFor(t, pkix.Name{})            // the CA was replaced
 	for _, other := range []string{"", "Basic x"} { // what is no credential of ours does not make it anonymous
 		req.Header.Set("Authorization", other)
 		if response, ok, err := a.AuthenticateRequest(req); ok || err == nil {
