@@ -4,7 +4,6 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-url=${HELLO_URL:-http://127.0.0.1:30080}
 sudo=
 if [ "$(id -u)" != 0 ]; then sudo="sudo -E"; fi
 gantry="$sudo bin/gantry"
@@ -25,6 +24,9 @@ if ! $gantry kubectl rollout status deployment/hello --timeout=120s >&2; then
 	exit 1
 fi
 
+# Node ports answer at the node's address, not at 127.0.0.1.
+address=$($gantry kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
+url=${HELLO_URL:-http://$address:30080}
 tries=0
 until answer=$(curl -fsS --max-time 5 "$url/hello.json" 2>&1); do
 	tries=$((tries + 1))
