@@ -4,7 +4,7 @@ import (
 	"net/http"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
@@ -111,7 +111,7 @@ func (p *requestPath) refineVerb(opts *listQuery) {
 		p.Verb = "watch"
 	}
 	if opts.fields != nil {
-		if name, ok := opts.fields.RequiresExactMatch("metadata.name"); ok && len(path.IsValidPathSegmentName(name)) == 0 {
+		if name, ok := opts.fields.RequiresExactMatch("metadata.name"); ok && len(content.IsPathSegmentName(name)) == 0 {
 			p.Name = name
 		}
 	}
@@ -128,15 +128,6 @@ func (p *requestPath) longRunning() bool {
 		return p.IsResourceRequest
 	}
 	return false
-}
-
-// mutating reports whether the request may change something.
-func (p *requestPath) mutating() bool {
-	switch p.Verb {
-	case "get", "list", "watch", "head", "options":
-		return false
-	}
-	return true
 }
 
 func verbOf(method string) string {

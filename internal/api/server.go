@@ -172,7 +172,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // recovered answers a request that panicked. http.ErrAbortHandler passes on: it means to cut the connection.
 func (s *Server) recovered(q *query, cause any) {
-	if cause == http.ErrAbortHandler {
+	if err, ok := cause.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(cause)
 	}
 	s.opts.Log.Error("request panicked", "path", q.path.Path, "panic", cause, "stack", string(debug.Stack()))

@@ -293,7 +293,7 @@ func (s *streams) serviceLocation(ctx context.Context, namespace, id string) (*u
 	if err != nil {
 		return nil, nil, err
 	}
-	endpoints, _ := entry.Object.(*corev1.Endpoints) //nolint:staticcheck // upstream's service proxy reads Endpoints too
+	endpoints, _ := entry.Object.(*corev1.Endpoints)
 	if len(endpoints.Subsets) == 0 {
 		return nil, nil, apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
 	}
@@ -305,7 +305,7 @@ func (s *streams) serviceLocation(ctx context.Context, namespace, id string) (*u
 
 // pickAddress returns host:port of a pod behind the named port. Addresses that are no pod's are passed over, so
 // that an Endpoints object that someone wrote by hand cannot make the server call anything.
-func (s *streams) pickAddress(ctx context.Context, namespace string, endpoints *corev1.Endpoints, port string) string { //nolint:staticcheck // see above
+func (s *streams) pickAddress(ctx context.Context, namespace string, endpoints *corev1.Endpoints, port string) string {
 	pods := s.server.endpoints[corev1.SchemeGroupVersion.WithResource("pods")]
 	for i := range endpoints.Subsets {
 		subset := &endpoints.Subsets[i]

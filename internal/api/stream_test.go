@@ -230,9 +230,9 @@ func TestServiceProxy(t *testing.T) {
 	}
 	c.mustCreate(t, "services", "default", &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
-	c.mustCreate(t, "endpoints", "default", &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "web"}, //nolint:staticcheck // what the proxy reads
-		Subsets: []corev1.EndpointSubset{{Addresses: []corev1.EndpointAddress{{IP: "10.244.0.9", TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: "web"}}}, //nolint:staticcheck // same
-			Ports: []corev1.EndpointPort{{Name: "http", Port: 8080}}}}}) //nolint:staticcheck // same
+	c.mustCreate(t, "endpoints", "default", &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "web"},
+		Subsets: []corev1.EndpointSubset{{Addresses: []corev1.EndpointAddress{{IP: "10.244.0.9", TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: "web"}}},
+			Ports: []corev1.EndpointPort{{Name: "http", Port: 8080}}}}})
 	for path, want := range map[string]string{
 		"/api/v1/namespaces/default/services/web:80/proxy/a/b/?q=1": `GET /a/b/?q=1 auth=""`,
 		"/api/v1/namespaces/default/services/web:http/proxy/":       `GET / auth=""`,

@@ -244,7 +244,7 @@ func (r *registration) run(ctx context.Context) {
 		err = r.deliver(ctx, w, known, initial)
 		w.Close()
 		initial = false
-		if err != nil && !errors.Is(err, store.ErrSlow) {
+		if !errors.Is(err, store.ErrSlow) {
 			return
 		}
 	}

@@ -20,14 +20,14 @@ import (
 )
 
 // systemNamespaces are in every cluster.
-var systemNamespaces = [...]string{
-	metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease, metav1.NamespaceDefault,
+func systemNamespaces() []string {
+	return []string{metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease, metav1.NamespaceDefault}
 }
 
 // bootstrap makes what every cluster has. It is repeated at each start and changes nothing
 // that is as it should be.
 func (cp *ControlPlane) bootstrap(ctx context.Context) error {
-	for _, name := range systemNamespaces {
+	for _, name := range systemNamespaces() {
 		if err := cp.ensure(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 			return err
 		}
@@ -143,17 +143,17 @@ func dnsService(ip netip.Addr) *corev1.Service {
 // publishEndpoint points default/kubernetes at this server.
 func (cp *ControlPlane) publishEndpoint(ctx context.Context, at netip.AddrPort) error {
 	port := int32(at.Port())
-	endpoints := &corev1.Endpoints{ //nolint:staticcheck // clients still read them, as upstream writes them
+	endpoints := &corev1.Endpoints{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceDefault, Name: "kubernetes",
 			Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"},
 		},
-		Subsets: []corev1.EndpointSubset{{ //nolint:staticcheck // as above
+		Subsets: []corev1.EndpointSubset{{
 			Addresses: []corev1.EndpointAddress{{IP: at.Addr().String()}},
 			Ports:     []corev1.EndpointPort{{Name: "https", Port: port, Protocol: corev1.ProtocolTCP}},
 		}},
 	}
-	there := new(corev1.Endpoints) //nolint:staticcheck // as above
+	there := new(corev1.Endpoints)
 	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(endpoints), there)
 	switch {
 	case apierrors.IsNotFound(err):

@@ -153,7 +153,7 @@ func (n *node) buildAgent() error {
 		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
 		KubeletPort: int32(c.AgentPort), Logger: n.opts.logger,
 		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
-		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, KubeProxyVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
+		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	})
 	return err
 }

@@ -50,12 +50,11 @@ type sandbox struct {
 }
 
 type record struct {
-	config  container.Config
-	status  container.Status
-	behave  Behavior
-	ended   chan struct{}
-	timer   *time.Timer
-	stopped bool
+	config container.Config
+	status container.Status
+	behave Behavior
+	ended  chan struct{}
+	timer  *time.Timer
 }
 
 // NewRuntime makes an empty runtime.

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -187,7 +186,7 @@ func (g tokenGetter) GetNode(ctx context.Context, name string) (*corev1.Node, er
 func (a *Authenticator) OpenIDMetadata(jwksURI string) (config, keySet []byte, err error) {
 	keys := []any{a.opts.SigningKey.Public()}
 	for _, key := range a.opts.VerifyKeys {
-		keys = append(keys, crypto.PublicKey(key))
+		keys = append(keys, key)
 	}
 	getter, err := serviceaccount.StaticPublicKeysGetter(keys)
 	if err != nil {

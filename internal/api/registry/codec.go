@@ -13,7 +13,7 @@ import (
 )
 
 // protoPrefix marks a protobuf value in etcd and on the wire (apimachinery, serializer/protobuf).
-var protoPrefix = []byte("k8s\x00")
+const protoPrefix = "k8s\x00"
 
 // protoObject is what generated API types can do.
 type protoObject interface {
@@ -63,7 +63,7 @@ func WrapProto(kind schema.GroupVersionKind, raw []byte) ([]byte, error) {
 // Decode implements store.Codec. Values of another version of the kind, or in JSON, as an
 // upstream cluster may have left them, are converted.
 func (c typedCodec[T, P]) Decode(data []byte) (store.Object, error) {
-	if rest, ok := bytes.CutPrefix(data, protoPrefix); ok {
+	if rest, ok := bytes.CutPrefix(data, []byte(protoPrefix)); ok {
 		var envelope runtime.Unknown
 		if err := envelope.Unmarshal(rest); err != nil {
 			return nil, err

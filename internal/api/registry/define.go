@@ -22,7 +22,9 @@ import (
 const OwnerIndex = "metadata.ownerUID"
 
 // allVerbs are the verbs of an ordinary resource as upstream's discovery lists them.
-var allVerbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
+func allVerbs() []string {
+	return []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
+}
 
 // define starts the definition of a kind with Go type T.
 func define[T any, P interface {
@@ -43,7 +45,7 @@ func define[T any, P interface {
 			ListKind:   kind.Kind + "List",
 			Namespaced: strategy.NamespaceScoped(),
 			Singular:   strings.ToLower(kind.Kind),
-			Verbs:      allVerbs,
+			Verbs:      allVerbs(),
 		},
 		strategy: strategy,
 		newObj: func() store.Object {

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -205,11 +204,11 @@ func (r *Resource) checkPreconditions(current *store.Entry, opts *metav1.DeleteO
 	}
 	if want.UID != nil && *want.UID != current.Object.GetUID() {
 		return apierrors.NewConflict(r.Resource.GroupResource(), current.Object.GetName(),
-			fmt.Errorf("Precondition failed: UID in precondition: %s, UID in object meta: %s", *want.UID, current.Object.GetUID()))
+			preconditionError("UID", *want.UID, current.Object.GetUID()))
 	}
 	if want.ResourceVersion != nil && *want.ResourceVersion != strconv.FormatInt(current.Rev, 10) {
 		return apierrors.NewConflict(r.Resource.GroupResource(), current.Object.GetName(),
-			fmt.Errorf("Precondition failed: ResourceVersion in precondition: %s, ResourceVersion in object meta: %d", *want.ResourceVersion, current.Rev))
+			preconditionError("ResourceVersion", *want.ResourceVersion, current.Rev))
 	}
 	return nil
 }

@@ -48,8 +48,14 @@ func statusError(err error, resource schema.GroupResource, name string) error {
 
 func tooLargeRevision() error {
 	err := apierrors.NewTimeoutError("Too large resource version", 1)
-	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, causeTooLarge)
+	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{
+		Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version",
+	})
 	return err
 }
 
-var causeTooLarge = metav1.StatusCause{Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"}
+// preconditionError says, in upstream's words, that a part of the metadata is not what the client
+// expects.
+func preconditionError(what string, want, have any) error {
+	return fmt.Errorf("%s failed: %s in precondition: %v, %s in object meta: %v", "Precondition", what, want, what, have)
+}

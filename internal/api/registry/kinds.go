@@ -66,9 +66,9 @@ func (r *Registry) builtins() []*definition {
 
 		define[appsv1.ControllerRevision](apps, "controllerrevisions", controllerrevision.Strategy),
 		define[appsv1.Deployment](apps, "deployments", deployment.Strategy).short("deploy").category("all").
-			withStatus(deployment.StatusStrategy).scaled(deploymentScale),
+			withStatus(deployment.StatusStrategy).scaled(deploymentScale()),
 		define[appsv1.ReplicaSet](apps, "replicasets", replicaset.Strategy).short("rs").category("all").
-			withStatus(replicaset.StatusStrategy).selects(replicaSetFields).scaled(replicaSetScale),
+			withStatus(replicaset.StatusStrategy).selects(replicaSetFields).scaled(replicaSetScale()),
 
 		define[coordinationv1.Lease](coordinationv1.SchemeGroupVersion, "leases", lease.Strategy),
 		define[discoveryv1.EndpointSlice](discoveryv1.SchemeGroupVersion, "endpointslices", endpointslice.Strategy),

@@ -95,9 +95,9 @@ func bind(ctx context.Context, r *Resource, namespace, name string, in runtime.O
 func checkBinding(pod *corev1.Pod, current *store.Entry, binding *corev1.Binding) error {
 	switch {
 	case binding.UID != "" && binding.UID != pod.UID:
-		return fmt.Errorf("Precondition failed: UID in precondition: %s, UID in object meta: %s", binding.UID, pod.UID)
+		return preconditionError("UID", binding.UID, pod.UID)
 	case binding.ResourceVersion != "" && binding.ResourceVersion != strconv.FormatInt(current.Rev, 10):
-		return fmt.Errorf("Precondition failed: ResourceVersion in precondition: %s, ResourceVersion in object meta: %d", binding.ResourceVersion, current.Rev)
+		return preconditionError("ResourceVersion", binding.ResourceVersion, current.Rev)
 	case pod.DeletionTimestamp != nil:
 		return fmt.Errorf("pod %s is being deleted, cannot be assigned to a host", pod.Name)
 	case pod.Spec.NodeName != "":

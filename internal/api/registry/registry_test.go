@@ -88,7 +88,7 @@ func TestCreateFillsWhatUpstreamFills(t *testing.T) {
 	if pod.Spec.RestartPolicy != corev1.RestartPolicyAlways || pod.Status.Phase != corev1.PodPending || pod.Status.QOSClass != corev1.PodQOSBestEffort {
 		t.Errorf("policy %q, phase %q, class %q; want the defaults", pod.Spec.RestartPolicy, pod.Status.Phase, pod.Status.QOSClass)
 	}
-	if len(pod.ManagedFields) != 1 || pod.ManagedFields[0].Manager != "test" || !strings.Contains(string(pod.ManagedFields[0].FieldsV1.Raw), `f:image`) {
+	if len(pod.ManagedFields) != 1 || pod.ManagedFields[0].Manager != "test" || !strings.Contains(pod.ManagedFields[0].FieldsV1.GetRawString(), `f:image`) {
 		t.Errorf("managedFields are %+v, want the creator's", pod.ManagedFields)
 	}
 	if pod.Kind != "Pod" || pod.APIVersion != "v1" {

@@ -33,18 +33,22 @@ func replicasPath(obj store.Object) managedfields.ResourcePathMappings {
 	}
 }
 
-var deploymentScale = scaleMapping{
-	replicas: func(obj store.Object) *int32 { return obj.(*appsv1.Deployment).Spec.Replicas },
-	set:      func(obj store.Object, n int32) { obj.(*appsv1.Deployment).Spec.Replicas = &n },
-	current:  func(obj store.Object) int32 { return obj.(*appsv1.Deployment).Status.Replicas },
-	selector: func(obj store.Object) *metav1.LabelSelector { return obj.(*appsv1.Deployment).Spec.Selector },
+func deploymentScale() scaleMapping {
+	return scaleMapping{
+		replicas: func(obj store.Object) *int32 { return obj.(*appsv1.Deployment).Spec.Replicas },
+		set:      func(obj store.Object, n int32) { obj.(*appsv1.Deployment).Spec.Replicas = &n },
+		current:  func(obj store.Object) int32 { return obj.(*appsv1.Deployment).Status.Replicas },
+		selector: func(obj store.Object) *metav1.LabelSelector { return obj.(*appsv1.Deployment).Spec.Selector },
+	}
 }
 
-var replicaSetScale = scaleMapping{
-	replicas: func(obj store.Object) *int32 { return obj.(*appsv1.ReplicaSet).Spec.Replicas },
-	set:      func(obj store.Object, n int32) { obj.(*appsv1.ReplicaSet).Spec.Replicas = &n },
-	current:  func(obj store.Object) int32 { return obj.(*appsv1.ReplicaSet).Status.Replicas },
-	selector: func(obj store.Object) *metav1.LabelSelector { return obj.(*appsv1.ReplicaSet).Spec.Selector },
+func replicaSetScale() scaleMapping {
+	return scaleMapping{
+		replicas: func(obj store.Object) *int32 { return obj.(*appsv1.ReplicaSet).Spec.Replicas },
+		set:      func(obj store.Object, n int32) { obj.(*appsv1.ReplicaSet).Spec.Replicas = &n },
+		current:  func(obj store.Object) int32 { return obj.(*appsv1.ReplicaSet).Status.Replicas },
+		selector: func(obj store.Object) *metav1.LabelSelector { return obj.(*appsv1.ReplicaSet).Spec.Selector },
+	}
 }
 
 func (m scaleMapping) toScale(parent store.Object) (store.Object, error) {
@@ -76,8 +80,7 @@ func (m scaleMapping) fromScale(parent, sub store.Object) error {
 		return apierrors.NewInvalid(autoscaling.Kind("Scale"), parent.GetName(), errs)
 	}
 	if scale.UID != "" && scale.UID != parent.GetUID() {
-		return apierrors.NewConflict(autoscalingv1.Resource("scale"), parent.GetName(),
-			fmt.Errorf("Precondition failed: UID in precondition: %s, UID in object meta: %s", scale.UID, parent.GetUID()))
+		return apierrors.NewConflict(autoscalingv1.Resource("scale"), parent.GetName(), preconditionError("UID", scale.UID, parent.GetUID()))
 	}
 	m.set(parent, scale.Spec.Replicas)
 	parent.SetResourceVersion(scale.ResourceVersion)

@@ -135,7 +135,7 @@ func (r *Resource) createByUpdate(ctx context.Context, u updating) (*store.Entry
 func (r *Resource) updateOnce(ctx context.Context, u updating, key string, current *store.Entry) (entry *store.Entry, again bool, err error) {
 	if u.uid != "" && u.uid != current.Object.GetUID() {
 		return nil, false, apierrors.NewConflict(r.Resource.GroupResource(), u.name,
-			fmt.Errorf("Precondition failed: UID in precondition: %s, UID in object meta: %s", u.uid, current.Object.GetUID()))
+			preconditionError("UID", u.uid, current.Object.GetUID()))
 	}
 	obj, err := u.apply(current.Object)
 	if err != nil {

@@ -57,7 +57,7 @@ func BenchmarkMemory(b *testing.B) {
 		sb := newSandbox(b, r, dirs, fmt.Sprintf("mem-%d", time.Now().UnixNano()), nil)
 		runContainer(b, r, sb, image, "main", "exec sleep 1000", nil)
 	}
-	for b.Loop() { //nolint:revive // nothing is timed
+	for b.Loop() {
 	}
 	debug.FreeOSMemory() // what the import of the image took is not what stays
 	var rss, pss uint64

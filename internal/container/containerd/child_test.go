@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/container/crilog"
@@ -118,7 +117,7 @@ func testKillMainProcess(t *testing.T, handler string) {
 		before := countLines(t, logger.LogPath)
 		eventually(t, "the container logs on without a main process", func() bool { return countLines(t, logger.LogPath) > before+3000 })
 	}
-	time.Sleep(1500 * time.Millisecond) // the other container's own clock: it ends while nobody watches
+	eventually(t, "the other container ends while nobody watches", func() bool { return processOf(t, "echo bye") == 0 })
 
 	r, _ = startRuntime(t, dirs)
 	status, err := r.Status(t.Context(), logger.ID)
@@ -163,8 +162,18 @@ func countLines(t *testing.T, path string) int {
 	return len(logLines(t, append(crilog.Rotated(path), path)...))
 }
 
-// findProcess returns the process with a word in its command line.
+// findProcess returns the process with all words in its command line.
 func findProcess(t *testing.T, words ...string) int {
+	t.Helper()
+	pid := processOf(t, words...)
+	if pid == 0 {
+		t.Fatalf("no process has %q in its command line", words)
+	}
+	return pid
+}
+
+// processOf is findProcess, with 0 for none.
+func processOf(t *testing.T, words ...string) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -180,7 +189,6 @@ func findProcess(t *testing.T, words ...string) int {
 			return pid
 		}
 	}
-	t.Fatalf("no process has %q in its command line", words)
 	return 0
 }
 

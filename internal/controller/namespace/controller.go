@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/controller"
@@ -193,7 +192,7 @@ func (nc *Controller) deleteEach(ctx context.Context, kind controller.Kind, item
 		}
 		obj.SetNamespace(accessor.GetNamespace())
 		obj.SetName(accessor.GetName())
-		uid := types.UID(accessor.GetUID())
+		uid := accessor.GetUID()
 		err = nc.client.Delete(ctx, obj, policy, client.Preconditions{UID: &uid})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsMethodNotSupported(err) {
 			return fmt.Errorf("deleting %s: %w", accessor.GetName(), err)

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -42,7 +43,7 @@ func parseQuery(message []byte) (q query, answer []byte, ok bool) {
 	}
 	for {
 		h, err := p.AdditionalHeader()
-		if err == dnsmessage.ErrSectionDone {
+		if errors.Is(err, dnsmessage.ErrSectionDone) {
 			break
 		}
 		if err != nil || p.SkipAdditional() != nil {

@@ -139,9 +139,7 @@ func (e *edge) hello() feed.Hello {
 func (e *edge) stats() feed.Stats {
 	s := feed.Stats{Hello: e.hello(), DNS: e.server.Counters(), Sets: len(e.zone.Table().Sets), RSSKiB: residentKiB(),
 		Uptime: time.Since(e.started).Seconds()}
-	for _, name := range e.sockets.names()[1:] {
-		s.Listens = append(s.Listens, name)
-	}
+	s.Listens = append(s.Listens, e.sockets.names()[1:]...)
 	return s
 }
 

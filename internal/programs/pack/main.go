@@ -30,7 +30,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return errors.New("usage: pack DIR NAME=FILE...")
+		return errors.New("usage: pack DIR NAME=FILE, one or more")
 	}
 	dir := args[0]
 	if err := os.MkdirAll(dir, 0o755); err != nil {
