@@ -44,6 +44,7 @@ type nodeOptions struct {
 	authority    *pki.Authority
 	programs     programs.Paths
 	controlPlane *ControlPlane
+	steps        *lifecycle.Steps
 	logger       *slog.Logger
 }
 
@@ -278,7 +279,19 @@ func (n *node) runNetwork(ctx context.Context) error {
 	if _, err := n.network.prepared(ctx, cidrs); err != nil {
 		return err
 	}
+	n.warnOfFirewalls(ctx)
 	return runAll(ctx, n.proxy.Run, n.feeder.Run)
+}
+
+// warnOfFirewalls names rules of others that drop the pods' traffic, and the cure.
+func (n *node) warnOfFirewalls(ctx context.Context) {
+	found, err := doctor(ctx, n.opts.config)
+	if err != nil {
+		n.opts.logger.Warn("cannot look at other firewalls' rules", "error", err)
+	}
+	for _, f := range found {
+		n.opts.steps.Say("firewall: %s; cure: %s (or gantry doctor --fix)", f.Problem, f.Cure)
+	}
 }
 
 // runAll runs all until ctx ends or one of them returns.

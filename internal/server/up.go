@@ -74,10 +74,15 @@ func Up(ctx context.Context, opts UpOptions) error {
 	}
 	node, err := newNode(nodeOptions{
 		config: c, identity: opts.Identity, nodeIP: nodeIP, authority: authority, programs: paths,
-		controlPlane: cp, logger: opts.Logger,
+		controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
 	})
 	if err != nil {
 		return err
+	}
+	if !c.NodeIP.IsValid() { // the bridge must be there before it can be listened on
+		if _, err := node.network.prepared(ctx, []string{firstPodCIDR(c.PodCIDR).String()}); err != nil {
+			return err
+		}
 	}
 	listener := &apiListener{
 		handler: cp.Handler(), tls: authority.ServerTLS(pki.APIServer, pki.ClusterCA),

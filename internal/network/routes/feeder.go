@@ -46,6 +46,9 @@ type Options struct {
 	Logger      *slog.Logger     // default: discards
 }
 
+// maxRetryDelay bounds the wait for an edge that does not start.
+const maxRetryDelay = 5 * time.Second
+
 // itemKey names what a set of records is made of.
 type itemKey struct {
 	kind string // "service" or "namespace"
@@ -112,6 +115,7 @@ func (f *Feeder) Run(ctx context.Context) error {
 		return err
 	}
 	defer stop()
+	delay, said := f.opts.RetryDelay, ""
 	for ctx.Err() == nil {
 		begun := time.Now()
 		err := f.session(ctx)
@@ -120,11 +124,20 @@ func (f *Feeder) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		f.log.Warn("the edge is gone; starting or finding one", "error", err)
-		// One that served for a while is replaced at once, one that cannot start is not.
-		if time.Since(begun) < f.opts.RetryDelay && !pause(ctx, f.opts.RetryDelay) {
+		// One that served for a while is replaced at once; one that cannot start is tried less and
+		// less often, and what keeps it is said once.
+		if served := time.Since(begun) >= f.opts.RetryDelay; served {
+			delay, said = f.opts.RetryDelay, ""
+		}
+		if text := fmt.Sprint(err); text != said {
+			f.log.Warn("the edge is gone; starting or finding one", "error", err)
+			said = text
+			continue
+		}
+		if !pause(ctx, delay) {
 			break
 		}
+		delay = min(2*delay, maxRetryDelay)
 	}
 	return nil
 }
