@@ -12,8 +12,9 @@ type zapLevel = zapcore.Level
 // slogCore sends etcd's log to a slog.Logger.
 type slogCore struct{ logger *slog.Logger }
 
+// Enabled refuses etcd's debug level, which shows the values that are written.
 func (c slogCore) Enabled(level zapcore.Level) bool {
-	return c.logger.Enabled(context.Background(), slogLevel(level))
+	return level >= zapcore.InfoLevel && c.logger.Enabled(context.Background(), slogLevel(level))
 }
 
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {

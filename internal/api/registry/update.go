@@ -226,7 +226,7 @@ func (r *Resource) prepareUpdate(ctx context.Context, u updating, internal, oldI
 		return nil, false, err
 	}
 	grace := oldMeta.GetDeletionGracePeriodSeconds()
-	remove = len(meta.GetFinalizers()) == 0 && grace != nil && *grace == 0 && namespaceFinalized(internal)
+	remove = len(meta.GetFinalizers()) == 0 && oldMeta.GetDeletionTimestamp() != nil && (grace == nil || *grace == 0) && namespaceFinalized(internal)
 	return internal, remove, nil
 }
 
