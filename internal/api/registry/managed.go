@@ -6,7 +6,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/managedfields"
+	upstream "k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/endpoints/openapi"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/kube-openapi/pkg/builder3"
@@ -16,29 +16,38 @@ import (
 	generated "k8s.io/kubernetes/pkg/generated/openapi"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
+	"gantry.dev/gantry/internal/api/managedfields"
 	"gantry.dev/gantry/internal/store"
 )
 
 // fieldManager keeps the managedFields of one kind, as seen through the object itself or
-// one of its subresources.
+// one of its subresources. Plain updates take the quick way of view; what that refuses, and
+// every server-side apply, is for upstream's manager.
 type fieldManager struct {
-	upstream func() (*managedfields.FieldManager, error)
+	view     func() (*managedfields.View, error)
+	upstream func() (*upstream.FieldManager, error)
 }
 
-// typeSchemas are the structured-merge schemas of every built-in kind. Building them takes
-// tens of milliseconds, so it happens on first use.
+// typeSchemas are the structured-merge schemas of every built-in kind, and what is
+// remembered about their fields. Building them takes tens of milliseconds, so it happens on
+// first use.
 type typeSchemas struct {
-	once sync.Once
-	conv managedfields.TypeConverter
-	err  error
+	once    sync.Once
+	conv    upstream.TypeConverter
+	tracker *managedfields.Tracker
+	err     error
 }
 
-func (t *typeSchemas) get(defs []*definition) (managedfields.TypeConverter, error) {
-	t.once.Do(func() { t.conv, t.err = buildTypeConverter(defs) })
-	return t.conv, t.err
+func (t *typeSchemas) get(defs []*definition) (upstream.TypeConverter, *managedfields.Tracker, error) {
+	t.once.Do(func() {
+		if t.conv, t.err = buildTypeConverter(defs); t.err == nil {
+			t.tracker, t.err = managedfields.New(t.conv, managedfields.Options{})
+		}
+	})
+	return t.conv, t.tracker, t.err
 }
 
-func buildTypeConverter(defs []*definition) (managedfields.TypeConverter, error) {
+func buildTypeConverter(defs []*definition) (upstream.TypeConverter, error) {
 	namer := openapi.NewDefinitionNamer(legacyscheme.Scheme)
 	config := &common.OpenAPIV3Config{
 		GetDefinitions:    generated.GetOpenAPIDefinitions,
@@ -57,19 +66,32 @@ func buildTypeConverter(defs []*definition) (managedfields.TypeConverter, error)
 	if err != nil {
 		return nil, fmt.Errorf("building type schemas: %w", err)
 	}
-	return managedfields.NewTypeConverter(schemas, false)
+	return upstream.NewTypeConverter(schemas, false)
 }
 
 // newFieldManager makes the manager of one view of a kind.
 func (r *Registry) newFieldManager(kind schema.GroupVersionKind, sub string, strategy any) *fieldManager {
-	return &fieldManager{upstream: sync.OnceValues(func() (*managedfields.FieldManager, error) {
-		conv, err := r.schemas.get(r.defs)
-		if err != nil {
-			return nil, err
-		}
-		return managedfields.NewDefaultFieldManager(conv, legacyscheme.Scheme, legacyscheme.Scheme, legacyscheme.Scheme,
-			kind, kind.GroupVersion(), sub, resetFields(strategy))
-	})}
+	return &fieldManager{
+		view: sync.OnceValues(func() (*managedfields.View, error) {
+			_, tracker, err := r.schemas.get(r.defs)
+			if err != nil {
+				return nil, err
+			}
+			empty, err := legacyscheme.Scheme.New(kind)
+			if err != nil {
+				return nil, err
+			}
+			return tracker.View(kind, sub, empty, resetFields(strategy))
+		}),
+		upstream: sync.OnceValues(func() (*upstream.FieldManager, error) {
+			conv, _, err := r.schemas.get(r.defs)
+			if err != nil {
+				return nil, err
+			}
+			return upstream.NewDefaultFieldManager(conv, legacyscheme.Scheme, legacyscheme.Scheme, legacyscheme.Scheme,
+				kind, kind.GroupVersion(), sub, resetFields(strategy))
+		}),
+	}
 }
 
 // resetFields are the fields that a strategy puts back, which nobody can own through it.
@@ -85,6 +107,13 @@ func resetFields(strategy any) map[fieldpath.APIVersion]fieldpath.Filter {
 
 // update records that manager made live into obj, and returns obj.
 func (m *fieldManager) update(live, obj store.Object, manager string) (store.Object, error) {
+	view, err := m.view()
+	if err != nil {
+		return nil, err
+	}
+	if view.Update(live, obj, manager) {
+		return obj, nil
+	}
 	up, err := m.upstream()
 	if err != nil {
 		return nil, err

@@ -164,7 +164,7 @@ func (r *Registry) Run(ctx context.Context) error {
 
 // Warm builds what the first write would otherwise wait for.
 func (r *Registry) Warm() error {
-	_, err := r.schemas.get(r.defs)
+	_, _, err := r.schemas.get(r.defs)
 	return err
 }
 
