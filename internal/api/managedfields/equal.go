@@ -38,14 +38,16 @@ func (n *node) same(l, r reflect.Value) bool {
 		a, b := pointer(l).(*metav1.MicroTime), pointer(r).(*metav1.MicroTime)
 		return a.IsZero() == b.IsZero() && a.UnixMicro() == b.UnixMicro()
 	case leafQuantity:
-		a, b := *pointer(l).(*resource.Quantity), *pointer(r).(*resource.Quantity)
-		return a == b || a.String() == b.String() // String writes into its receiver: copies
+		return sameQuantity(*pointer(l).(*resource.Quantity), *pointer(r).(*resource.Quantity))
 	case leafIntOrString:
 		a, b := pointer(l).(*intstr.IntOrString), pointer(r).(*intstr.IntOrString)
 		return *a == *b || sameSlowly(l, r)
 	}
 	return alike(l, r) || sameSlowly(l, r)
 }
+
+// sameQuantity takes copies: String writes into its receiver.
+func sameQuantity(a, b resource.Quantity) bool { return a == b || a.String() == b.String() }
 
 // alike is true only for values that are the same in every way.
 func alike(l, r reflect.Value) bool {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -45,9 +46,18 @@ type node struct {
 	fields []field      // of an object, sorted by name
 	elem   *node        // of a dict, keyed or set
 	keys   []listKey    // of a keyed, sorted by name
-	text   bool         // the dict is a map[string]string
+	flat   flatMap      // of a dict
 	unsure bool         // an item of the keyed may lack all keys, which upstream takes for an error
 }
+
+// flatMap says that a dict is of a type that is compared without reflection.
+type flatMap uint8
+
+const (
+	flatNot flatMap = iota
+	flatTexts
+	flatQuantities
+)
 
 // field is one JSON field of a struct. Fields of inlined structs are their owner's.
 type field struct {
@@ -254,7 +264,12 @@ func (p *planner) mapLocked(n *node, m *schema.Map) {
 			return
 		}
 		n.elem = p.compileLocked(n.typ.Elem(), m.ElementType)
-		n.text = n.typ == reflect.TypeFor[map[string]string]()
+		switch {
+		case n.typ == reflect.TypeFor[map[string]string]() && n.elem.shape == leafString:
+			n.flat = flatTexts
+		case n.typ == reflect.TypeFor[corev1.ResourceList]() && n.elem.shape == leafQuantity:
+			n.flat = flatQuantities
+		}
 		n.shape = dict
 		if m.ElementRelationship == schema.Atomic {
 			n.shape = leaf
@@ -389,7 +404,7 @@ func (p *planner) listLocked(n *node, l *schema.List) {
 
 // get is the field of a struct, or the zero Value where JSON has none.
 func (f *field) get(v reflect.Value) reflect.Value {
-	for _, i := range f.index {
+	for _, i := range f.index { // mostly one
 		v = v.Field(i)
 	}
 	switch f.omit {

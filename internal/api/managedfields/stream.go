@@ -16,8 +16,9 @@ var errStream = errors.New("malformed stream of differences")
 func readStream(root *node, stream []byte) (*typed.Comparison, error) {
 	c := &typed.Comparison{Removed: fieldpath.NewSet(), Modified: fieldpath.NewSet(), Added: fieldpath.NewSet()}
 	r := streamReader{rest: stream}
-	var path fieldpath.Path
-	nodes := []*node{root}
+	path := make(fieldpath.Path, 0, 16)
+	nodes := append(make([]*node, 0, 16), root)
+	plus, minus, other := newBranch(c.Added), newBranch(c.Removed), newBranch(c.Modified)
 	for len(r.rest) > 0 && !r.failed {
 		n := nodes[len(nodes)-1]
 		switch r.token() {
@@ -36,12 +37,15 @@ func readStream(root *node, stream []byte) (*typed.Comparison, error) {
 				return nil, errStream
 			}
 			path, nodes = path[:len(path)-1], nodes[:len(nodes)-1]
+			plus.leave(len(path))
+			minus.leave(len(path))
+			other.leave(len(path))
 		case added:
-			c.Added.Insert(path)
+			plus.insert(path)
 		case removed:
-			c.Removed.Insert(path)
+			minus.insert(path)
 		case modified:
-			c.Modified.Insert(path)
+			other.insert(path)
 		default:
 			return nil, errStream
 		}
@@ -50,6 +54,31 @@ func readStream(root *node, stream []byte) (*typed.Comparison, error) {
 		return nil, errStream
 	}
 	return c, nil
+}
+
+// branch is where in a set the path of the last insert is, so that the next one, which is
+// near, need not search from the root.
+type branch struct{ sets []*fieldpath.Set } // sets[i] has the children of a path of i elements
+
+func newBranch(root *fieldpath.Set) branch {
+	return branch{append(make([]*fieldpath.Set, 0, 16), root)}
+}
+
+// insert adds path, whose first len(b.sets)-1 elements are those of the last insert.
+func (b *branch) insert(path fieldpath.Path) {
+	if len(path) == 0 {
+		return // nobody owns the whole object
+	}
+	for len(b.sets) < len(path) {
+		last := b.sets[len(b.sets)-1]
+		b.sets = append(b.sets, last.Children.Descend(path[len(b.sets)-1]))
+	}
+	b.sets[len(path)-1].Members.Insert(path[len(path)-1])
+}
+
+// leave forgets what is below a path of depth elements that is being left for a sibling.
+func (b *branch) leave(depth int) {
+	b.sets = b.sets[:min(len(b.sets), depth+1)]
 }
 
 // itemElement is the path element of a list item from its name.

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"reflect"
 	"slices"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // The tokens of a stream. A path is opened step by step; what is marked within is closed
@@ -139,8 +141,15 @@ func (w *walker) object(n *node, l, r reflect.Value) (some bool) {
 		}
 		some = true
 		start, marks := len(w.stream), w.marks
+		if f.node.shape >= leaf && lf.IsValid() && rf.IsValid() && f.node.same(lf, rf) {
+			continue
+		}
 		w.stream = binary.AppendUvarint(append(w.stream, stepField), uint64(i))
-		w.compare(f.node, lf, rf)
+		if f.node.shape >= leaf && lf.IsValid() && rf.IsValid() {
+			w.mark(modified)
+		} else {
+			w.compare(f.node, lf, rf)
+		}
 		w.leave(start, marks)
 	}
 	return some
@@ -150,8 +159,11 @@ func (w *walker) dict(n *node, l, r reflect.Value) (some bool) {
 	if l.IsValid() && r.IsValid() && l.UnsafePointer() == r.UnsafePointer() {
 		return l.Len() > 0
 	}
-	if n.text {
-		return w.texts(texts(l), texts(r))
+	switch n.flat {
+	case flatTexts:
+		return flat(w, mapOf[map[string]string](l), mapOf[map[string]string](r), func(a, b string) bool { return a == b })
+	case flatQuantities:
+		return flat(w, mapOf[corev1.ResourceList](l), mapOf[corev1.ResourceList](r), sameQuantity)
 	}
 	base := len(w.names)
 	w.collect(l)
@@ -190,31 +202,30 @@ func (w *walker) sorted(base int) []string {
 	return slices.Compact(w.names[base:])
 }
 
-func texts(v reflect.Value) map[string]string {
-	if !v.IsValid() {
-		return nil
+func mapOf[M any](v reflect.Value) (m M) {
+	if v.IsValid() {
+		m, _ = v.Interface().(M)
 	}
-	m, _ := v.Interface().(map[string]string)
 	return m
 }
 
-// texts is dict for the most common map.
-func (w *walker) texts(l, r map[string]string) (some bool) {
+// flat is dict for maps that are common and have nothing but leaves.
+func flat[K ~string, V any](w *walker, l, r map[K]V, same func(a, b V) bool) (some bool) {
 	base := len(w.names)
 	for key, was := range l {
-		if is, ok := r[key]; !ok || is != was {
-			w.names = append(w.names, key)
+		if is, ok := r[key]; !ok || !same(was, is) {
+			w.names = append(w.names, string(key))
 		}
 	}
 	for key := range r {
 		if _, ok := l[key]; !ok {
-			w.names = append(w.names, key)
+			w.names = append(w.names, string(key))
 		}
 	}
 	for _, name := range w.sorted(base) {
 		w.step(stepKey, name)
-		_, inL := l[name]
-		_, inR := r[name]
+		_, inL := l[K(name)]
+		_, inR := r[K(name)]
 		switch {
 		case !inL:
 			w.mark(added)

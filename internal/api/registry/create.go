@@ -70,6 +70,9 @@ func (r *Resource) createPrepared(ctx context.Context, namespace string, obj sto
 		candidate := internal
 		if generated && attempt < maxNameAttempts {
 			candidate = internal.DeepCopyObject()
+			if copied, err := metaOf(candidate); err == nil {
+				copied.SetManagedFields(meta.GetManagedFields()) // they share memory with other objects, and may go on doing so
+			}
 		}
 		entry, err := r.createOnce(ctx, candidate, attributes, opts)
 		if !generated || !apierrors.IsAlreadyExists(err) {

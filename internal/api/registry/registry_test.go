@@ -121,6 +121,23 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+func TestPodsOfATemplateShareManagedFields(t *testing.T) {
+	r := start(t, Options{})
+	var first *byte
+	for range 5 {
+		template := testPod("")
+		template.GenerateName = "web-"
+		pod := create(t, r, pods, template)
+		raw := pod.ManagedFields[0].FieldsV1.GetRawBytes()
+		if first == nil {
+			first = &raw[0]
+		}
+		if &raw[0] != first {
+			t.Fatalf("%s has managed fields of its own, want those of the pod before", pod.Name)
+		}
+	}
+}
+
 func TestGenerateName(t *testing.T) {
 	r := start(t, Options{})
 	seen := make(map[string]bool)
