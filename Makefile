@@ -97,9 +97,12 @@ lint: deps programs bin/golangci-lint ## Check the style: gofmt, go vet and gola
 e2e: build kubectl ## Test the built program with real containers and kubectl (root)
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 
+# BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m).
 .PHONY: bench
-bench: build ## Measure beside upstream Kubernetes and print one table
-	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 60m -run '^$$' -bench . ./bench/...
+bench: build ## Measure beside upstream Kubernetes and print one table (root; BENCH=get,create for a part)
+	@mkdir -p .cache/bench
+	cd test && $(GO) build -o $(CURDIR)/.cache/bench/bench ./bench
+	cd test && GO="$(GO)" $(CURDIR)/.cache/bench/bench -bin $(CURDIR)/bin -only "$(BENCH)" -json $(CURDIR)/.cache/bench/results.json $(BENCH_FLAGS)
 
 .PHONY: ci
 ci: ## What CI runs: lint, build, race, e2e, tests

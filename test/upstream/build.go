@@ -1,0 +1,103 @@
+package upstream
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Version is the Kubernetes release that Build builds.
+const Version = "v1.36.3"
+
+// EtcdVersion is the etcd release that Build builds: the one kubeadm 1.36.3 installs.
+const EtcdVersion = "v3.6.8"
+
+// linkerFlags stamp the version as upstream's release does and leave out the debug tables.
+const linkerFlags = "-s -w -X k8s.io/component-base/version.gitVersion=" + Version
+
+// packages are what is built, by the name of the program.
+func packages() map[string]string {
+	return map[string]string{
+		"etcd":                    "go.etcd.io/etcd/server/v3",
+		"kube-apiserver":          "k8s.io/kubernetes/cmd/kube-apiserver",
+		"kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+		"kube-scheduler":          "k8s.io/kubernetes/cmd/kube-scheduler",
+	}
+}
+
+// BuildOptions says where Build works.
+type BuildOptions struct {
+	Module string    // folder of programs/go.mod; required
+	Cache  string    // folder that keeps what was built; required
+	Go     string    // the go command; default $GO, else "go"
+	Log    io.Writer // told what is built, since the first build takes minutes; default discards
+}
+
+// Build makes the programs unless Cache has them for the same module and flags. It returns the
+// folder that holds them.
+func Build(ctx context.Context, opts BuildOptions) (string, error) {
+	if opts.Module == "" || opts.Cache == "" {
+		return "", errors.New("upstream: Module and Cache are required")
+	}
+	opts.Go = cmp.Or(opts.Go, os.Getenv("GO"), "go")
+	opts.Log = cmp.Or[io.Writer](opts.Log, io.Discard)
+	key, err := cacheKey(opts.Module)
+	if err != nil {
+		return "", err
+	}
+	dir, err := filepath.Abs(filepath.Join(opts.Cache, key))
+	if err != nil {
+		return "", fmt.Errorf("upstream: find the cache: %w", err)
+	}
+	for name, pkg := range packages() {
+		target := filepath.Join(dir, name)
+		if _, err := os.Stat(target); err == nil {
+			continue
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("upstream: look for %s: %w", name, err)
+		}
+		_, _ = fmt.Fprintf(opts.Log, "building upstream's %s; the first time takes minutes\n", name)
+		if err := buildOne(ctx, opts, target, pkg); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// buildOne builds pkg to target by a name of its own first, so that target is always whole.
+func buildOne(ctx context.Context, opts BuildOptions, target, pkg string) error {
+	part := target + ".part"
+	cmd := exec.CommandContext(ctx, opts.Go, "build", "-trimpath", "-buildvcs=false", "-ldflags", linkerFlags, "-o", part, pkg)
+	cmd.Dir = opts.Module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("upstream: build %s: %w\n%s", pkg, err, strings.TrimSpace(string(out)))
+	}
+	if err := os.Rename(part, target); err != nil {
+		return fmt.Errorf("upstream: keep %s: %w", pkg, err)
+	}
+	return nil
+}
+
+// cacheKey names the folder of what is built from a module: it changes with its pins and our flags.
+func cacheKey(module string) (string, error) {
+	sum := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		content, err := os.ReadFile(filepath.Join(module, name))
+		if err != nil {
+			return "", fmt.Errorf("upstream: read the pinned versions: %w", err)
+		}
+		_, _ = sum.Write(content)
+	}
+	_, _ = sum.Write([]byte(linkerFlags))
+	return Version + "-" + hex.EncodeToString(sum.Sum(nil))[:12], nil
+}
