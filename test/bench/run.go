@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,8 +93,10 @@ func (b *bench) print(out io.Writer) error {
 	if err := writeTable(out, b.report.Rows); err != nil {
 		return err
 	}
-	for _, note := range b.report.Notes {
-		_, _ = fmt.Fprintln(out, note)
+	for _, figure := range slices.Sorted(maps.Keys(b.report.Others)) {
+		if percent := b.report.Others[figure]; percent >= 20 {
+			_, _ = fmt.Fprintf(out, "disturbed: %s: in one round others used %.0f%% of a CPU\n", figure, percent)
+		}
 	}
 	if b.opts.jsonPath == "" {
 		return nil

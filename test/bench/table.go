@@ -114,9 +114,8 @@ func (r row) cells() []string {
 type report struct {
 	Machine  machine            `json:"machine"`
 	Settings map[string]string  `json:"settings"`
-	Others   map[string]float64 `json:"othersPercent"` // of one CPU, used by neither system nor the client, by figure
+	Others   map[string]float64 `json:"othersPercent"` // by figure: the most of one CPU that was used by neither the measured system nor the client
 	Rows     []row              `json:"rows"`
-	Notes    []string           `json:"notes,omitempty"`
 }
 
 // machine describes where it was measured.
