@@ -36,6 +36,9 @@ func Backend() cli.Backend {
 func versions() []cli.Version {
 	var out []cli.Version
 	for _, v := range programs.Versions() {
+		if v.Name == "go" {
+			continue // the command line says it of this program
+		}
 		out = append(out, cli.Version{Name: v.Name, Version: v.Version})
 	}
 	return out

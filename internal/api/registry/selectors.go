@@ -148,8 +148,7 @@ func (s *selected) narrow(r *Resource, selector fields.Selector) fields.Selector
 	}
 	s.name = name
 	if requirements := selector.Requirements(); len(requirements) == 1 && requirements[0].Operator == selection.Equals {
-		onlyName := name
-		return nameSelector{fields.OneTermEqualSelector("metadata.name", onlyName), onlyName}
+		return nameSelector{selector, name}
 	}
 	return selector
 }
