@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/server"
@@ -105,18 +106,31 @@ func (c *Cluster) AddNode(name string) {
 	if err := c.Client.Create(c.t.Context(), node); err != nil {
 		c.t.Fatal(err)
 	}
-	ready := node.DeepCopy()
-	ready.Spec.Taints = nil
-	if err := c.Client.Update(c.t.Context(), ready); err != nil {
-		c.t.Fatal(err)
-	}
-	ready = ready.DeepCopy()
-	ready.Status.Capacity, ready.Status.Allocatable = resources, resources
-	ready.Status.Conditions = []corev1.NodeCondition{{
-		Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady",
-		LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
-	}}
-	if err := c.Client.Status().Update(c.t.Context(), ready); err != nil {
+	c.changeNode(name, func(node *corev1.Node) error {
+		node.Spec.Taints = nil
+		return c.Client.Update(c.t.Context(), node)
+	})
+	c.changeNode(name, func(node *corev1.Node) error {
+		node.Status.Capacity, node.Status.Allocatable = resources, resources
+		node.Status.Conditions = []corev1.NodeCondition{{
+			Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady",
+			LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
+		}}
+		return c.Client.Status().Update(c.t.Context(), node)
+	})
+}
+
+// changeNode applies change to the node as it is, again when a controller was faster.
+func (c *Cluster) changeNode(name string, change func(*corev1.Node) error) {
+	c.t.Helper()
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		var node corev1.Node
+		if err := c.Client.Get(c.t.Context(), ctrlclient.ObjectKey{Name: name}, &node); err != nil {
+			return err
+		}
+		return change(node.DeepCopy())
+	})
+	if err != nil {
 		c.t.Fatal(err)
 	}
 }
