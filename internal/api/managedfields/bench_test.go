@@ -129,6 +129,36 @@ func BenchmarkStatusUnlike(b *testing.B) {
 	})
 }
 
+// BenchmarkStatusOfMany is BenchmarkStatus for each of 2,000 pods in turn. Their addresses
+// are their own, so their entries are too.
+func BenchmarkStatusOfMany(b *testing.B) {
+	v := newViews(b, newTracker(b), testKinds()[0])
+	pods := make([]*corev1.Pod, 2000)
+	first := runningPod(v)
+	first.Status, first.ManagedFields = corev1.PodStatus{Phase: corev1.PodPending}, first.ManagedFields[:1]
+	for i := range pods {
+		next := first.DeepCopy()
+		next.Status = runningStatus(fmt.Sprintf("10.1.%d.%d", i>>8, i&255), 1e9)
+		v.fast["status"].Update(first, next, "agent")
+		pods[i] = next
+	}
+	next := pods[0].DeepCopy()
+	run := func(b *testing.B, update func(live *corev1.Pod)) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			live := pods[i%len(pods)]
+			next.Status = runningStatus(live.Status.PodIP, 2e9)
+			update(live)
+		}
+	}
+	b.Run("gantry", func(b *testing.B) {
+		run(b, func(live *corev1.Pod) { v.fast["status"].Update(live, next, "agent") })
+	})
+	b.Run("upstream", func(b *testing.B) {
+		run(b, func(live *corev1.Pod) { v.upstream["status"].UpdateNoErrors(live, next, "agent") })
+	})
+}
+
 // BenchmarkUpdate changes a label of a running pod.
 func BenchmarkUpdate(b *testing.B) {
 	v := newViews(b, newTracker(b), testKinds()[0])

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
+	"sync"
 	"sync/atomic"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,22 +13,38 @@ import (
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
 )
 
-// fieldSet is a decoded set of fields with its encoding. It is shared and does not change.
+// fieldSet is an encoded set of fields that is known to decode and to be encoded as
+// structured-merge-diff does. It is shared and does not change.
 type fieldSet struct {
 	id  uint64 // never used twice
 	raw *metav1.FieldsV1
-	set *fieldpath.Set
 }
 
-// bytes is about what the set takes in memory. A member is a path element of four pointers
-// in a slice, mostly in a node of its own.
-func (s *fieldSet) bytes() int { return 128 + 3*len(s.raw.GetRawBytes()) + 96*s.set.Size() }
+func (s *fieldSet) bytes() int { return 96 + len(s.raw.GetRawBytes()) }
 
-// sets keeps decoded field sets by kind and encoding.
+// sets keeps field sets by kind and encoding, and a few of them decoded.
 type sets struct {
-	cache  *cache[*fieldSet]
-	nextID atomic.Uint64
+	cache   *cache[*fieldSet]
+	decoded *cache[*fieldpath.Set] // by id
+	nextID  atomic.Uint64
 }
+
+// set decodes s.
+func (s *sets) set(f *fieldSet) (*fieldpath.Set, error) {
+	key := binary.LittleEndian.AppendUint64(nil, f.id)
+	if known, ok := s.decoded.get(key); ok {
+		return known, nil
+	}
+	set := fieldpath.NewSet()
+	if err := set.FromJSON(bytes.NewReader(f.raw.GetRawBytes())); err != nil {
+		return nil, fmt.Errorf("decoding a field set: %w", err)
+	}
+	return s.decoded.put(key, set, setBytes(set)), nil
+}
+
+// setBytes is about what a decoded set takes. A member is a path element of four pointers in
+// a slice, what they point to, and mostly a node of its own.
+func setBytes(set *fieldpath.Set) int { return 128 + 160*set.Size() }
 
 // decode gives the set that raw encodes for a kind; nil where upstream has to look: what does
 // not decode, and what a change of the schema would make upstream rewrite. scratch is memory
@@ -47,27 +65,30 @@ func (s *sets) decode(k *kind, raw []byte, scratch *[]byte) *fieldSet {
 	if rewritten, err := typed.ReconcileFieldSetWithSchema(set, k.empty); err != nil || rewritten != nil {
 		return nil
 	}
-	canonical := s.encode(k, set)
-	if canonical == nil || bytes.Equal(canonical.raw.GetRawBytes(), raw) {
+	canonical, err := s.encode(k, set)
+	if err != nil {
+		return nil
+	}
+	if bytes.Equal(canonical.raw.GetRawBytes(), raw) {
 		return canonical
 	}
 	return s.cache.put(key, canonical, 0)
 }
 
 // encode gives set with its encoding, as the one that is kept if it is known already.
-func (s *sets) encode(k *kind, set *fieldpath.Set) *fieldSet {
+func (s *sets) encode(k *kind, set *fieldpath.Set) (*fieldSet, error) {
 	raw, err := set.ToJSON()
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("encoding a field set: %w", err)
 	}
 	key := append(k.key(nil), raw...)
 	if known, ok := s.cache.get(key); ok {
-		return known
+		return known, nil
 	}
 	fields := &metav1.FieldsV1{}
 	fields.SetRawBytes(raw)
-	made := &fieldSet{id: s.nextID.Add(1), raw: fields, set: set}
-	return s.cache.put(key, made, made.bytes())
+	made := &fieldSet{id: s.nextID.Add(1), raw: fields}
+	return s.cache.put(key, made, made.bytes()), nil
 }
 
 // outcome is what a write makes of the entries there were.
@@ -100,67 +121,149 @@ func (v *View) outcomeKey(buf []byte, own int, before []*fieldSet, stream []byte
 	return append(buf, stream...)
 }
 
-// outcome is compute, remembered from the second time on.
+// outcome finds what the differences in w.stream make of the entries in w.before. The result
+// is valid until w is released.
 func (v *View) outcome(w *work, own int) (*outcome, error) {
 	w.key = v.outcomeKey(w.key[:0], own, w.before, w.stream)
 	if known, ok := v.tracker.outcomes.get(w.key); ok {
 		return known, nil
 	}
-	made, err := v.compute(w.before, own, w.stream)
-	if err == nil && v.tracker.doorkeeper.again(w.key) {
-		made = v.tracker.outcomes.put(w.key, made, made.bytes())
+	diff, err := v.difference(w)
+	if err != nil {
+		return nil, err
 	}
-	return made, err
+	moves, err := diff.moves(w.before, own)
+	if err != nil {
+		return nil, err
+	}
+	if moves {
+		made, err := v.compute(w.before, own, diff)
+		w.key = v.outcomeKey(w.key[:0], own, w.before, w.stream)
+		if err == nil && v.tracker.doorkeeper.again(w.key) {
+			made = v.tracker.outcomes.put(w.key, made, made.bytes())
+		}
+		return made, err
+	}
+	w.same = outcome{others: w.before}
+	if own >= 0 && !diff.mine.Empty() {
+		w.same.own = w.before[own]
+	}
+	return &w.same, nil
 }
 
-// compute does what structured-merge-diff's Updater does on an update and what the managers
-// around it do with its result (apimachinery, managedfields/internal).
-func (v *View) compute(before []*fieldSet, own int, stream []byte) (*outcome, error) {
-	diff, err := readStream(v.kind.root, stream)
+// difference is what a stream says, without the fields that the view resets.
+type difference struct {
+	removed, changed, mine *fieldpath.Set
+	query                  func() (*query, error) // made when first asked for
+}
+
+func (d *difference) makeQuery() (*query, error) {
+	q := &query{}
+	for c, set := range [classes]*fieldpath.Set{mine: d.mine, bare: d.changed.Difference(d.mine), taken: d.removed} {
+		if err := q.add(class(c), set); err != nil {
+			return nil, fmt.Errorf("encoding a field set: %w", err)
+		}
+	}
+	return q, nil
+}
+
+// difference reads w.stream. What was read twice is remembered, for objects of one kind that
+// often change in the same way.
+func (v *View) difference(w *work) (*difference, error) {
+	w.key = append(binary.AppendUvarint(w.key[:0], v.id), w.stream...)
+	if known, ok := v.tracker.differences.get(w.key); ok {
+		return known, nil
+	}
+	read, err := readStream(v.kind.root, w.stream)
 	if err != nil {
 		return nil, err
 	}
 	if v.filter != nil {
-		diff = diff.FilterFields(v.filter)
+		read = read.FilterFields(v.filter)
 	}
-	changed := diff.Modified.Union(diff.Added)
-	result := &outcome{others: make([]*fieldSet, len(before))}
+	d := &difference{removed: read.Removed, changed: read.Modified.Union(read.Added)}
+	d.mine = d.changed
+	if v.filter != nil {
+		d.mine = v.filter.Filter(d.mine)
+	}
+	d.mine = d.mine.Difference(v.tracker.stripped)
+	d.query = sync.OnceValues(d.makeQuery)
+	if v.tracker.doorkeeper.again(w.key) {
+		size := 3 * (setBytes(d.changed) + setBytes(d.removed))
+		d = v.tracker.differences.put(w.key, d, size)
+	}
+	return d, nil
+}
+
+// moves reports whether the difference makes any of the sets another. It does not where the
+// writer changes what is its own already, as in any heartbeat.
+func (d *difference) moves(before []*fieldSet, own int) (bool, error) {
+	if own < 0 && !d.mine.Empty() {
+		return true, nil
+	}
+	q, err := d.query()
+	if err != nil {
+		return false, err
+	}
 	for i, s := range before {
-		left := s.set
-		if taken := left.Intersection(changed); !taken.Empty() {
-			left = left.Difference(taken)
+		raw := s.raw.GetRawBytes()
+		if len(raw) <= len("{}") {
+			return true, nil // an empty set is dropped
 		}
-		if !diff.Removed.Empty() {
-			left = left.Difference(diff.Removed)
+		want := counts{}
+		if i == own {
+			want[mine] = q.total[mine]
+		}
+		if q.ask(raw) != want {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// compute does what structured-merge-diff's Updater does on an update and what the managers
+// around it do with its result (apimachinery, managedfields/internal).
+func (v *View) compute(before []*fieldSet, own int, diff *difference) (*outcome, error) {
+	result := &outcome{others: make([]*fieldSet, len(before))}
+	var previous *fieldpath.Set // what is left of the writer's own
+	for i, s := range before {
+		set, err := v.tracker.sets.set(s)
+		if err != nil {
+			return nil, err
+		}
+		left := set
+		if conflicts := left.Intersection(diff.changed); !conflicts.Empty() {
+			left = left.Difference(conflicts)
+		}
+		if !diff.removed.Empty() {
+			left = left.Difference(diff.removed)
+		}
+		if i == own {
+			previous = left
 		}
 		switch left.Size() {
 		case 0:
-		case s.set.Size(): // nothing was taken from it
+		case set.Size(): // nothing was taken from it
 			result.others[i] = s
 		default:
-			if result.others[i] = v.tracker.sets.encode(v.kind, left); result.others[i] == nil {
-				return nil, errEncode
+			if i == own && !diff.mine.Empty() {
+				continue // it is encoded below
+			}
+			if result.others[i], err = v.tracker.sets.encode(v.kind, left); err != nil {
+				return nil, err
 			}
 		}
 	}
-	if v.filter != nil {
-		changed = v.filter.Filter(changed)
-	}
-	mine := changed.Difference(v.tracker.stripped)
-	if mine.Empty() {
+	if diff.mine.Empty() {
 		return result, nil
 	}
-	if own >= 0 && result.others[own] != nil {
-		mine = mine.Union(result.others[own].set)
-		if before[own].set.Equals(mine) { // the values of its fields changed, as in any heartbeat
-			result.own = before[own]
-			return result, nil
-		}
+	now := diff.mine
+	if previous != nil {
+		now = now.Union(previous)
 	}
-	if result.own = v.tracker.sets.encode(v.kind, mine); result.own == nil {
-		return nil, errEncode
-	}
-	return result, nil
+	var err error
+	result.own, err = v.tracker.sets.encode(v.kind, now)
+	return result, err
 }
 
 // strippedFields are fields that never belong to who wrote them (apimachinery, stripmeta.go).

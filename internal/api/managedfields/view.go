@@ -3,7 +3,6 @@ package managedfields
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"reflect"
@@ -25,25 +24,24 @@ import (
 // (apimachinery, DefaultMaxUpdateManagers).
 const maxUpdaters = 10
 
-var errEncode = errors.New("encoding a field set")
-
 // Options bounds what a Tracker remembers.
 type Options struct {
-	SetBytes     int // decoded field sets, default 4 MiB
-	OutcomeBytes int // results of writes, default 2 MiB
+	SetBytes     int // encoded field sets of objects, default 4 MiB; a quarter of it on top decoded
+	OutcomeBytes int // results of writes, default 2 MiB; half of it on top for differences
 }
 
 // Tracker holds what all kinds share: plans of types and memories of results. Safe for
 // concurrent use, as are its Views.
 type Tracker struct {
-	planner    planner
-	sets       sets
-	outcomes   *cache[*outcome]
-	doorkeeper doorkeeper
-	stripped   *fieldpath.Set
-	converter  managedfields.TypeConverter
-	nextID     atomic.Uint64
-	scratch    sync.Pool // of *work
+	planner     planner
+	sets        sets
+	outcomes    *cache[*outcome]
+	differences *cache[*difference]
+	doorkeeper  doorkeeper
+	stripped    *fieldpath.Set
+	converter   managedfields.TypeConverter
+	nextID      atomic.Uint64
+	scratch     sync.Pool // of *work
 
 	mu    sync.Mutex // guards kinds
 	kinds map[schema.GroupVersionKind]*kind
@@ -79,14 +77,15 @@ func New(converter managedfields.TypeConverter, opts Options) (*Tracker, error) 
 		return nil, fmt.Errorf("managedfields: SetBytes is %d, OutcomeBytes is %d; want no less than 0", opts.SetBytes, opts.OutcomeBytes)
 	}
 	return &Tracker{
-		planner:    planner{known: make(map[nodeKey]*node)},
-		sets:       sets{cache: newCache[*fieldSet](opts.SetBytes)},
-		outcomes:   newCache[*outcome](opts.OutcomeBytes),
-		doorkeeper: doorkeeper{seed: maphash.MakeSeed()},
-		stripped:   strippedFields(),
-		converter:  converter,
-		scratch:    sync.Pool{New: func() any { return &work{} }},
-		kinds:      make(map[schema.GroupVersionKind]*kind),
+		planner:     planner{known: make(map[nodeKey]*node)},
+		sets:        sets{cache: newCache[*fieldSet](opts.SetBytes), decoded: newCache[*fieldpath.Set](opts.SetBytes / 4)},
+		outcomes:    newCache[*outcome](opts.OutcomeBytes),
+		differences: newCache[*difference](opts.OutcomeBytes / 2),
+		doorkeeper:  doorkeeper{seed: maphash.MakeSeed()},
+		stripped:    strippedFields(),
+		converter:   converter,
+		scratch:     sync.Pool{New: func() any { return &work{} }},
+		kinds:       make(map[schema.GroupVersionKind]*kind),
 	}, nil
 }
 
@@ -141,6 +140,7 @@ type work struct {
 	walker
 	before []*fieldSet
 	key    []byte
+	same   outcome // of a write that moves no field
 }
 
 // maxScratch is the size above which the memory of an Update is not used again.
@@ -153,7 +153,7 @@ func (t *Tracker) release(w *work) {
 	clear(w.names[:cap(w.names)])
 	clear(w.before[:cap(w.before)])
 	w.walker = walker{stream: w.stream[:0], names: w.names[:0], bytes: w.bytes[:0], items: w.items[:0], groups: w.groups[:0]}
-	w.before, w.key = w.before[:0], w.key[:0]
+	w.before, w.key, w.same = w.before[:0], w.key[:0], outcome{}
 	t.scratch.Put(w)
 }
 
