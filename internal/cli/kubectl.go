@@ -42,11 +42,17 @@ func (a *app) kubectlCommand() *cobra.Command {
 				if _, err := readKubeconfig(c.Kubeconfig); err != nil {
 					return err
 				}
-				environ = append(slices.Clip(environ), "KUBECONFIG="+c.Kubeconfig)
+				environ = setEnv(environ, "KUBECONFIG", c.Kubeconfig)
 			}
 			return a.become(program, append([]string{"kubectl"}, args...), environ)
 		},
 	}
+}
+
+// setEnv returns environ with one entry for name: programs disagree which of two counts.
+func setEnv(environ []string, name, value string) []string {
+	rest := slices.DeleteFunc(slices.Clone(environ), func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
+	return append(rest, name+"="+value)
 }
 
 // namesCluster reports whether the arguments choose a cluster themselves.
