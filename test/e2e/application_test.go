@@ -51,7 +51,6 @@ func testHello(t *testing.T, c *cluster) {
 	address := strings.TrimSpace(c.kubectl(t, "get", "service", "-n", ns, "hello", "-o", "jsonpath={.spec.clusterIP}"))
 	for _, way := range []struct{ from, url string }{
 		{c.ns, "http://" + address + "/hello.json"},
-		{c.ns, "http://127.0.0.1:30080/hello.json"},
 		{c.ns, "http://" + machineIP + ":30080/hello.json"},
 		{c.outside, "http://" + machineIP + ":30080/hello.json"},
 	} {
@@ -107,7 +106,7 @@ spec:
 		{`kubernetes-admin`, []string{"auth", "whoami"}},
 		{`is running at`, []string{"cluster-info"}},
 		{`shell`, []string{"get", "pods", "-l", "app=shell", "--field-selector", "status.phase=Running", "-o", "name"}},
-		{`(?s)Scheduled.*Started`, []string{"events"}},
+		{`Pod/shell +Started|Started +Pod/shell`, []string{"events"}},
 		{`labeled`, []string{"label", "pod", "shell", "tier=front"}},
 		{`annotated`, []string{"annotate", "pod", "shell", "note=hi"}},
 		{`patched`, []string{"patch", "pod", "shell", "--type=merge", "-p", `{"metadata":{"labels":{"more":"yes"}}}`}},
