@@ -61,11 +61,18 @@ func runningStatus(ip string, at int64) corev1.PodStatus {
 	return status
 }
 
-// runningPod is a pod whose creator and agent both own fields of it.
-func runningPod(v views) *corev1.Pod {
+// pendingPod is a pod of which its creator owns all.
+func pendingPod(v views) *corev1.Pod {
 	pod := templatePod()
+	pod.Status.Phase = corev1.PodPending
 	pod = v.upstream[""].UpdateNoErrors(testKinds()[0].empty(), pod, "controller").(*corev1.Pod)
 	pod.UID, pod.ResourceVersion, pod.CreationTimestamp = "p1", "7", metav1.Unix(1e9, 0)
+	return pod
+}
+
+// runningPod is a pod whose creator and agent both own fields of it.
+func runningPod(v views) *corev1.Pod {
+	pod := pendingPod(v)
 	next := pod.DeepCopy()
 	next.Status = runningStatus("10.1.0.1", 1e9)
 	return v.upstream["status"].UpdateNoErrors(pod, next, "agent").(*corev1.Pod)
@@ -120,9 +127,7 @@ func BenchmarkStatus(b *testing.B) {
 // BenchmarkStatusUnlike gives each pod its first status with an address of its own.
 func BenchmarkStatusUnlike(b *testing.B) {
 	v := newViews(b, newTracker(b), testKinds()[0])
-	live := runningPod(v)
-	live.Status = corev1.PodStatus{Phase: corev1.PodPending}
-	live.ManagedFields = live.ManagedFields[:1]
+	live := pendingPod(v)
 	next := live.DeepCopy()
 	compare(b, v, "status", live, next, func(i int) {
 		next.Status = runningStatus(fmt.Sprintf("10.%d.%d.%d", i>>16&255, i>>8&255, i&255), 2e9)
@@ -134,8 +139,7 @@ func BenchmarkStatusUnlike(b *testing.B) {
 func BenchmarkStatusOfMany(b *testing.B) {
 	v := newViews(b, newTracker(b), testKinds()[0])
 	pods := make([]*corev1.Pod, 2000)
-	first := runningPod(v)
-	first.Status, first.ManagedFields = corev1.PodStatus{Phase: corev1.PodPending}, first.ManagedFields[:1]
+	first := pendingPod(v)
 	for i := range pods {
 		next := first.DeepCopy()
 		next.Status = runningStatus(fmt.Sprintf("10.1.%d.%d", i>>8, i&255), 1e9)

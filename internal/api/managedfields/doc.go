@@ -6,8 +6,9 @@
 // every entry anew. Here a plan made once per Go type (plan.go) compares the typed objects
 // directly (walk.go) and writes the paths that differ as a short byte stream. What follows
 // depends on nothing but that stream and the entries there were, so it is remembered
-// (outcome.go): the pods of one template share one computation and one encoded entry. Where
-// nothing is remembered, structured-merge-diff's own set algebra computes it.
+// (outcome.go): the pods of one template share one computation and one encoded entry. A write
+// that only changes what its writer owns already moves no field, which is seen in the encoded
+// entries (query.go). All else structured-merge-diff's own set algebra computes.
 //
 // Whatever is unusual is refused, and the caller asks upstream's manager instead: entries of
 // another version, a reset, entries that do not decode, more updaters than upstream keeps.
