@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -402,12 +403,25 @@ func TestEveryKindHasColumns(t *testing.T) {
 	}
 }
 
-// The encoded list must be what the generated types would encode.
+// The encoded list must be what the generated types would encode, also when it is sent in parts.
 func TestListBytesMatchTheTypedEncoding(t *testing.T) {
-	c := start(t, Options{})
-	for _, name := range []string{"a", "b"} {
-		c.mustCreate(t, "pods", "default", testPod(name))
+	for name, count := range map[string]int{"small": 2, "in parts": 6} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t, Options{})
+			for i := range count {
+				pod := testPod(fmt.Sprintf("pod-%d", i))
+				if count > 2 {
+					pod.Annotations = map[string]string{"filler": strings.Repeat("<x>", 40<<10)}
+				}
+				c.mustCreate(t, "pods", "default", pod)
+			}
+			checkListBytes(t, c)
+		})
 	}
+}
+
+func checkListBytes(t *testing.T, c *cluster) {
+	t.Helper()
 	w := c.do(t, "root", "GET", "/api/v1/namespaces/default/pods", nil)
 	var list corev1.PodList
 	if err := json.Unmarshal(w.Body.Bytes(), &list); err != nil {

@@ -48,6 +48,9 @@ func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) 
 	if size > gzipThreshold && out.format != formatYAML && !out.pretty && acceptsGzip(q.r.Header) {
 		return s.zippedList(q, out, ep, listMeta(&got), got.Entries, items)
 	}
+	if size > listChunk && out.format != formatYAML && !out.pretty {
+		return s.chunkedList(q, out, ep, listMeta(&got), items)
+	}
 	buffer := s.pools.takeBuffer(size)
 	defer s.pools.giveBuffer(buffer)
 	if isProto {
@@ -62,6 +65,54 @@ func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) 
 		return s.send(q, out, http.StatusOK, *buffer)
 	}
 	return s.sendJSON(q, out, http.StatusOK, *buffer)
+}
+
+// listChunk is how much of a large list is put together at a time: enough for the connection to
+// work on, little enough to stay in a processor's cache.
+const listChunk = 256 << 10
+
+// chunkedList sends a large list in parts, so that it is never in memory as a whole.
+func (s *Server) chunkedList(q *query, out output, ep *endpoint, meta metav1.ListMeta, items [][]byte) int {
+	proto := out.format == formatProto
+	size := 0
+	if proto {
+		for _, item := range items {
+			size += 1 + uvarintSize(len(item)) + len(item)
+		}
+	}
+	head, tail, err := ep.listEnds(meta, size, proto)
+	if err != nil {
+		return s.crash(q, err)
+	}
+	q.w.Header()["Content-Type"] = s.shared.json
+	if proto {
+		q.w.Header()["Content-Type"] = s.shared.proto
+	}
+	q.w.WriteHeader(http.StatusOK)
+	buffer := s.pools.takeBuffer(listChunk + listChunk/4)
+	defer s.pools.giveBuffer(buffer)
+	chunk := append(*buffer, head...)
+	for i, item := range items {
+		if proto {
+			chunk = appendField(chunk, tag2, item)
+		} else {
+			if i > 0 {
+				chunk = append(chunk, ',')
+			}
+			brace, rest := ep.listItem(item)
+			chunk = append(append(chunk, brace...), rest...)
+		}
+		if len(chunk) < listChunk {
+			continue
+		}
+		if _, err := q.w.Write(chunk); err != nil {
+			return http.StatusOK // the connection is gone: nobody to tell
+		}
+		chunk = chunk[:0]
+	}
+	*buffer = append(chunk, tail...)
+	_, _ = q.w.Write(*buffer) // as above
+	return http.StatusOK
 }
 
 // encoded gathers the kept bytes of entries. isProto is false if one of them has no protobuf form.
