@@ -104,6 +104,14 @@ func listenAddrs(listen, endpoint netip.AddrPort) []netip.AddrPort {
 	return []netip.AddrPort{listen, endpoint}
 }
 
+// apiTLS is the API's side of TLS. Its answers are large or urgent, so records have their full
+// size from the first byte on.
+func apiTLS(authority *pki.Authority) *tls.Config {
+	config := authority.ServerTLS(pki.APIServer, pki.ClusterCA)
+	config.DynamicRecordSizingDisabled = true
+	return config
+}
+
 func clientCAs(authority *pki.Authority) func() *x509.CertPool {
 	pool := authority.Pool(pki.ClusterCA) // authorities are never replaced
 	return func() *x509.CertPool { return pool }

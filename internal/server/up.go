@@ -85,7 +85,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		}
 	}
 	listener := &apiListener{
-		handler: cp.Handler(), tls: authority.ServerTLS(pki.APIServer, pki.ClusterCA),
+		handler: cp.Handler(), tls: apiTLS(authority),
 		addrs: listenAddrs(c.Listen, endpoint), logger: opts.Logger,
 	}
 	components := append([]lifecycle.Component{

@@ -29,6 +29,13 @@ func (e *Entry) JSON() ([]byte, error) { return once(&e.json, e.Object, e.codec.
 // for kinds without a protobuf form.
 func (e *Entry) Proto() ([]byte, error) { return once(&e.proto, e.Object, e.codec.Proto) }
 
+// forget drops the encoded bytes of an entry that was superseded. Whoever still needs them, a
+// watcher that is behind, encodes it again; history would keep them for nobody.
+func (e *Entry) forget() {
+	e.json.Store(nil)
+	e.proto.Store(nil)
+}
+
 // once returns *slot, filling it by encode if it is empty. Two callers may both encode; the
 // results are equal and one wins.
 func once(slot *atomic.Pointer[[]byte], obj Object, encode func(Object) ([]byte, error)) ([]byte, error) {

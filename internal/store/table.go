@@ -97,12 +97,14 @@ func (t *table) remove(key string, rev int64) {
 	delete(t.byKey, key)
 	t.ordered.Delete(prev)
 	t.unindexLocked(prev)
+	prev.forget()
 	t.publishLocked(Event{Type: Deleted, Rev: rev, Entry: prev.atRevision(rev), Prev: prev})
 }
 
 func (t *table) putLocked(e *Entry) {
 	if prev := t.byKey[e.Key]; prev != nil {
 		t.unindexLocked(prev)
+		prev.forget()
 	}
 	t.byKey[e.Key] = e
 	t.ordered.ReplaceOrInsert(e)
