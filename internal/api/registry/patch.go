@@ -122,9 +122,9 @@ func invalidPatch(result []byte) func(error) error {
 
 // document applies a JSON patch or a JSON merge patch.
 func (p *patcher) document(current store.Object) (store.Object, error) {
-	before, err := json.Marshal(current)
+	before, err := p.encoded(current)
 	if err != nil {
-		return nil, fmt.Errorf("encoding %T: %w", current, err)
+		return nil, err
 	}
 	var patched []byte
 	var strictErrs []error
@@ -147,6 +147,21 @@ func (p *patcher) document(current store.Object) (store.Object, error) {
 		}
 	}
 	return next, nil
+}
+
+// encoded is the JSON of current: the bytes that are kept of it, unless it is a view of another
+// object.
+func (p *patcher) encoded(current store.Object) ([]byte, error) {
+	r := p.resource
+	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(current.GetNamespace(), current.GetName()))
+	if err == nil && entry.Object == current {
+		return entry.JSON()
+	}
+	data, err := json.Marshal(current)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", current, err)
+	}
+	return data, nil
 }
 
 func (p *patcher) jsonPatch(before []byte) ([]byte, []error, error) {
@@ -189,7 +204,7 @@ func (p *patcher) mergePatch(before []byte) ([]byte, []error, error) {
 			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 		}
 	}
-	patched, err := jsonpatch.MergePatch(before, p.req.Data)
+	patched, err := mergePatch(before, p.req.Data)
 	if errors.Is(err, jsonpatch.ErrBadJSONPatch) {
 		return nil, nil, apierrors.NewBadRequest(err.Error())
 	}

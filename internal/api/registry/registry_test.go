@@ -477,3 +477,23 @@ func BenchmarkCreatePod(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkMergePatch(b *testing.B) {
+	r := start(b, Options{})
+	filler := make(map[string]string)
+	for i := range 7 {
+		filler[fmt.Sprintf("key-%d", i)] = strings.Repeat("x", 90)
+	}
+	create(b, r, configMaps, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Data: filler})
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		i++
+		_, _, err := r.Resource(configMaps).Patch(b.Context(), "default", "a", "", PatchRequest{
+			Type: types.MergePatchType, Data: fmt.Appendf(nil, `{"data":{"key-0":"%d"}}`, i), Manager: "test",
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
