@@ -243,3 +243,20 @@ func TestCheckDataDir(t *testing.T) {
 		t.Errorf("checkFree = %v", err)
 	}
 }
+
+func TestHolderIsDying(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	if dying(cmd.Process.Pid) {
+		t.Error("a process that runs is called dying")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if !dying(cmd.Process.Pid) {
+		t.Error("a killed process is not called dying")
+	}
+}

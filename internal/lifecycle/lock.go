@@ -22,6 +22,8 @@ const (
 	pidName  = "gantry.pid"
 	// pollEvery is how often a wait for another process looks again.
 	pollEvery = 50 * time.Millisecond
+	// dyingLimit is how long the kernel may take to end a killed process.
+	dyingLimit = 10 * time.Second
 )
 
 // LockedError says that another Gantry uses the data dir.
@@ -44,8 +46,8 @@ type Lock struct {
 	pidFile string
 }
 
-// Acquire takes the data dir's lock and writes the pid file. It never waits: a dir in use is a
-// *LockedError at once.
+// Acquire takes the data dir's lock and writes the pid file. It waits for nobody but a process
+// that was killed and is about to be gone: a dir in use is a *LockedError at once.
 func Acquire(dataDir string) (*Lock, error) {
 	run := filepath.Join(dataDir, "run")
 	if err := os.MkdirAll(run, 0o700); err != nil {
@@ -55,7 +57,7 @@ func Acquire(dataDir string) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock of the data dir: %w", err)
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(file, unix.LOCK_EX, run); err != nil {
 		_ = file.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, &LockedError{DataDir: dataDir, PID: readPID(run)}
@@ -99,7 +101,7 @@ func Holder(dataDir string) (pid int, running bool, err error) {
 		return 0, false, fmt.Errorf("open lock of the data dir: %w", err)
 	}
 	defer func() { _ = file.Close() }() // gives back the shared lock too
-	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	err = flock(file, unix.LOCK_SH, run)
 	switch {
 	case errors.Is(err, unix.EWOULDBLOCK):
 		return readPID(run), true, nil
@@ -135,6 +137,44 @@ func Terminate(ctx context.Context, dataDir string) (bool, error) {
 			return true, err
 		}
 	}
+}
+
+// flock takes or looks at the lock. A holder that was killed holds it for a moment longer, while
+// the kernel takes its memory back; that is waited for.
+func flock(file *os.File, how int, run string) error {
+	deadline := time.Now().Add(dyingLimit)
+	for {
+		err := unix.Flock(int(file.Fd()), how|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || !dying(readPID(run)) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(pollEvery / 10)
+	}
+}
+
+// dying reports whether a process will not run again: it has no memory any more, or a KILL is
+// pending (proc(5): cmdline is empty then, and ShdPnd is a mask of signals).
+func dying(pid int) bool {
+	if pid == 0 {
+		return false
+	}
+	folder := filepath.Join("/proc", strconv.Itoa(pid))
+	if cmdline, err := os.ReadFile(filepath.Join(folder, "cmdline")); err != nil || len(cmdline) == 0 {
+		return true
+	}
+	status, err := os.ReadFile(filepath.Join(folder, "status"))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		if name, mask, _ := strings.Cut(line, ":"); name == "ShdPnd" || name == "SigPnd" {
+			pending, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			if err == nil && pending&(1<<(unix.SIGKILL-1)) != 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func readPID(run string) int {
