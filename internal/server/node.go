@@ -359,10 +359,13 @@ func (n *node) nodeReady(ctx context.Context) error {
 
 func (n *node) networkReady(ctx context.Context) error { return poll(ctx, n.feeder.Ready) }
 
-// stopContainers stops every container and shim of the data dir.
+// stopContainers stops every container and shim of the data dir, and unmounts the pods' volumes.
 func stopContainers(ctx context.Context, c config.Config) error {
 	root, state := runtimeDirs(c)
-	return containerd.StopAll(ctx, root, state)
+	if err := containerd.StopAll(ctx, root, state); err != nil {
+		return err
+	}
+	return volume.Unmount(ctx, c.Path("pods"))
 }
 
 // stopNetwork stops gantry-edge and removes links, rules and namespaces.

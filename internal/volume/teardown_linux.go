@@ -26,13 +26,27 @@ func (m *Manager) TearDown(ctx context.Context, pod types.UID) error {
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	if err := unmountBelow(ctx, dir); err != nil {
+		return err
+	}
+	return removeTree(dir)
+}
+
+// Unmount unmounts what is mounted below the folder of all pods, whose containers are gone. The
+// next start of a pod mounts its volumes again.
+func Unmount(ctx context.Context, podsDir string) error {
+	if _, err := os.Lstat(podsDir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return unmountBelow(ctx, podsDir)
+}
+
+// unmountBelow returns without an error only when nothing is mounted at or below dir.
+func unmountBelow(ctx context.Context, dir string) error {
 	for range 8 {
 		mounts, err := mountsBelow(dir)
-		if err != nil {
+		if err != nil || len(mounts) == 0 {
 			return err
-		}
-		if len(mounts) == 0 {
-			return removeTree(dir)
 		}
 		if err := ctx.Err(); err != nil {
 			return err
