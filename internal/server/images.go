@@ -59,7 +59,13 @@ func (s *imageServer) list(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *imageServer) remove(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, []container.Image{}, s.runtime.RemoveImage(r.Context(), r.URL.Query().Get("name")))
+	name := r.URL.Query().Get("name")
+	// The runtime removes what is not there without a word: who types a name wants to know.
+	_, err := s.runtime.Image(r.Context(), name)
+	if err == nil {
+		err = s.runtime.RemoveImage(r.Context(), name)
+	}
+	s.answer(w, []container.Image{}, err)
 }
 
 func (s *imageServer) answer(w http.ResponseWriter, images []container.Image, err error) {
