@@ -29,7 +29,8 @@ func TestCluster(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *cluster){
 		"kubectl": testKubectl,
 		"hello":   testHello,
-		"names":   testNames,
+		"names":   testNames, "restarts": testRestarts, "missing images": testMissingImages,
+		"configured": testConfigured, "lifecycle": testLifecycle, "rollout": testRollout, "images": testImages,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
