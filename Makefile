@@ -71,8 +71,9 @@ clean: ## Remove what was built
 
 ##@ Check
 .PHONY: test
-test: deps programs ## Run the tests of all modules but those of test/ (PKGS=./internal/store/... for a part)
+test: deps programs ## Run all tests but test/e2e (PKGS=./internal/store/... for a part)
 	@for m in $(MODULES); do (cd $$m && $(GO) test ./...) || exit 1; done
+	cd test && $(GO) test ./bench/... ./upstream/...
 	$(GO) test -p $(PARALLEL) -timeout 15m $(PKGS)
 
 .PHONY: race

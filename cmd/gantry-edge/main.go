@@ -1,4 +1,4 @@
-// Gantry-edge holds a node's listening sockets while gantry itself comes and goes. gantry
+// Command gantry-edge holds a node's listening sockets while gantry itself comes and goes. gantry
 // starts it; see package edge.
 package main
 
