@@ -233,6 +233,7 @@ func TestPodRuns(t *testing.T) {
 func TestPodIsDeleted(t *testing.T) {
 	bubble(t, func(r *rig) {
 		r.runtime.Behave = func(container.Config) agenttest.Behavior { return agenttest.Behavior{StopTakes: 3 * time.Second} }
+		r.runtime.RemoveTakes = time.Second // longer than the API takes to say that the pod is gone
 		r.create(newPod("web"))
 		if err := r.api.Delete(t.Context(), r.pod("web")); err != nil {
 			t.Fatal(err)
@@ -244,6 +245,10 @@ func TestPodIsDeleted(t *testing.T) {
 		r.sleep(2 * time.Second)
 		if r.exists("web") {
 			t.Fatalf("the pod is still there: %+v", r.pod("web").Status)
+		}
+		r.sleep(time.Second)
+		if events := r.events("web"); slices.ContainsFunc(events, func(e string) bool { return strings.HasPrefix(e, "FailedKillPod") }) {
+			t.Errorf("the removal was cut off: %q", events)
 		}
 		if list, _ := r.runtime.List(t.Context()); len(list) != 0 || r.network.Count() != 0 {
 			t.Errorf("%d sandboxes and %d networks are left", len(list), r.network.Count())

@@ -409,6 +409,9 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, removed bool) (
 		if len(w.observed.Running()) > 0 {
 			return 0, fmt.Errorf("%d containers run on after they were stopped", len(w.observed.Running()))
 		}
+		// The last status deletes the pod from the API; that it is gone must not end the
+		// removal half-way.
+		w.keepOn()
 		w.finished = true
 		w.report(pod, true)
 		a.probes.drop(w)

@@ -178,6 +178,13 @@ func (w *worker) remove() {
 	w.notify()
 }
 
+// keepOn makes the rest of the present sync one that changes of the pod do not end early.
+func (w *worker) keepOn() {
+	w.mu.Lock()
+	w.cancel = nil
+	w.mu.Unlock()
+}
+
 // uses reports whether the pod's volumes or environment come from an object.
 func (w *worker) uses(namespace, name string, secret bool) bool {
 	w.mu.Lock()

@@ -32,8 +32,8 @@ type Runtime struct {
 	OnExec func(ctx context.Context, c container.Status, cmd []string, s container.Streams) (int, error)
 	// OnExit is told of a container's end before its event is sent; nil does nothing.
 	OnExit func(container.Config, Behavior)
-	// Delay is how long making a sandbox and starting a container take.
-	SandboxTakes, StartTakes time.Duration
+	// Delay is how long making a sandbox, starting a container and removing a sandbox take.
+	SandboxTakes, StartTakes, RemoveTakes time.Duration
 
 	mu        sync.Mutex // guards the fields below
 	next      int
@@ -93,7 +93,10 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 }
 
 // RemoveSandbox implements the runtime.
-func (r *Runtime) RemoveSandbox(_ context.Context, id string) error {
+func (r *Runtime) RemoveSandbox(ctx context.Context, id string) error {
+	if err := sleep(ctx, r.RemoveTakes); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.failures["RemoveSandbox"]; err != nil {

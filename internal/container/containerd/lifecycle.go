@@ -421,8 +421,9 @@ func (r *Runtime) removeContainer(ctx context.Context, c *ctr) error {
 func (r *Runtime) deleteTask(ctx context.Context, c *ctr) {
 	conn, err := r.taskConn(ctx, c)
 	if err == nil {
-		// Longer than the ten seconds that the shim waits for output.
-		callCtx, cancel := context.WithTimeout(ctx, 2*killWait)
+		// Longer than the ten seconds that the shim waits for output. Not cut off with the
+		// caller: half deleted, the shim would keep the container and not end.
+		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*killWait)
 		defer cancel()
 		_, err = conn.tasks.Delete(callCtx, &task.DeleteRequest{ID: c.id})
 		err = errgrpc.ToNative(err)
