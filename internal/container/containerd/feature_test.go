@@ -450,6 +450,27 @@ func TestShimDies(t *testing.T) {
 	}
 }
 
+// TestSandboxIsCutOff gives up a sandbox while its shim starts: the shim does not stay behind.
+func TestSandboxIsCutOff(t *testing.T) {
+	dirs := needNode(t)
+	r, _ := startRuntime(t, dirs)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	sb := container.Sandbox{
+		ID: "cut-off", Namespace: "default", Name: "cut-off", Hostname: "cut-off",
+		CgroupPath: dirs.cgroup + "/cut-off", LogDir: filepath.Join(dirs.logs, "cut-off"), NetNSPath: "/proc/self/ns/net",
+	}
+	if err := r.EnsureSandbox(ctx, sb); err == nil {
+		t.Fatal("a sandbox whose maker has given up is made")
+	}
+	if proc, err := readShim(dirs.state, sb.ID); err == nil && proc.alive() {
+		t.Errorf("the shim %d is left", proc.PID)
+	}
+	if err := r.EnsureSandbox(t.Context(), sb); err != nil {
+		t.Errorf("the next try: %v", err)
+	}
+}
+
 func TestStopAll(t *testing.T) {
 	forHandlers(t, func(t *testing.T, handler string) {
 		dirs := needNode(t)

@@ -151,9 +151,16 @@ func (r *Runtime) startShim(ctx context.Context, sandboxID string) (*shimConn, e
 	proc := processID{PID: pid, Start: start}
 	if err := writeJSON(filepath.Join(dir, shimFile), proc); err != nil {
 		_ = proc.signal(unix.SIGKILL)
+		proc.waitEnd(shimEndTimeout)
 		return nil, fmt.Errorf("start shim: %w", err)
 	}
-	return r.connectShim(ctx, sandboxID, proc)
+	conn, err := r.connectShim(ctx, sandboxID, proc)
+	if err != nil { // nobody would know of it: not even down
+		_ = proc.signal(unix.SIGKILL)
+		proc.waitEnd(shimEndTimeout)
+		return nil, err
+	}
+	return conn, nil
 }
 
 // connectShim connects to a running shim.
