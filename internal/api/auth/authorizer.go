@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -29,13 +31,20 @@ type Authorizer struct {
 	rbac  RBAC
 	graph *node.Graph
 	nodes *node.NodeAuthorizer
+
+	mu      sync.Mutex    // guards changed
+	changed chan struct{} // closed when the graph next gets a pod
 }
+
+// graphLag is how long a node's request waits for a pod that the graph does not know yet. A node
+// in this process learns of its pods as fast as the graph does, and may ask first.
+const graphLag = 200 * time.Millisecond
 
 // NewAuthorizer returns an Authorizer that knows no roles yet and so allows only system:masters; see Feed.
 func NewAuthorizer() *Authorizer {
 	graph := node.NewGraph()
 	return &Authorizer{
-		graph: graph,
+		graph: graph, changed: make(chan struct{}),
 		nodes: node.NewAuthorizer(graph, nodeidentifier.NewDefaultNodeIdentifier(), bootstrappolicy.NodeRules()),
 	}
 }
@@ -55,7 +64,7 @@ func (a *Authorizer) Authorize(ctx context.Context, attrs authorizer.Attributes)
 	}
 	nodeReason := ""
 	if slices.Contains(groups, user.NodesGroup) {
-		decision, reason, err := a.nodes.Authorize(ctx, attrs)
+		decision, reason, err := a.authorizeNode(ctx, attrs)
 		if decision != authorizer.DecisionNoOpinion || err != nil {
 			return decision, reason, err
 		}
@@ -69,6 +78,50 @@ func (a *Authorizer) Authorize(ctx context.Context, attrs authorizer.Attributes)
 		return decision, nodeReason, err
 	}
 	return decision, reason, err
+}
+
+// authorizeNode asks upstream's node authorizer, again while pods come that may change its mind.
+func (a *Authorizer) authorizeNode(ctx context.Context, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	var limit <-chan time.Time
+	for {
+		changed := a.nextChange()
+		decision, reason, err := a.nodes.Authorize(ctx, attrs)
+		if decision != authorizer.DecisionNoOpinion || err != nil || !dependsOnPods(attrs) {
+			return decision, reason, err
+		}
+		if limit == nil {
+			timer := time.NewTimer(graphLag)
+			defer timer.Stop()
+			limit = timer.C
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			return decision, reason, err
+		case <-ctx.Done():
+			return decision, reason, err
+		}
+	}
+}
+
+// dependsOnPods reports whether a node may do this for the sake of its pods only.
+func dependsOnPods(attrs authorizer.Attributes) bool {
+	if attrs.GetAPIGroup() != "" || attrs.GetName() == "" {
+		return false
+	}
+	switch attrs.GetResource() {
+	case "secrets", "configmaps", "persistentvolumeclaims", "persistentvolumes":
+		return attrs.GetVerb() == "get"
+	case "serviceaccounts":
+		return attrs.GetVerb() == "create" && attrs.GetSubresource() == "token"
+	}
+	return false
+}
+
+func (a *Authorizer) nextChange() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changed
 }
 
 // RulesFor implements authorizer.RuleResolver.
@@ -185,6 +238,10 @@ func (a *Authorizer) setPod(old, object any) {
 		return
 	}
 	a.graph.AddPod(pod)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(a.changed)
+	a.changed = make(chan struct{})
 }
 
 func (a *Authorizer) deletePod(object any) {

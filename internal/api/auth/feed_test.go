@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -121,4 +122,33 @@ func TestAggregatorFollowsRoles(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+}
+
+func TestNodeAsksBeforeTheGraphKnows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := NewAuthorizer()
+		node := &user.DefaultInfo{Name: "system:node:worker", Groups: []string{user.NodesGroup}}
+		token := func(account string) bool {
+			decision, _, err := a.Authorize(t.Context(), &authorizer.AttributesRecord{User: node, Verb: "create", Namespace: "n1",
+				Resource: "serviceaccounts", Subresource: "token", Name: account, ResourceRequest: true})
+			return err == nil && decision == authorizer.DecisionAllow
+		}
+		go func() {
+			time.Sleep(graphLag / 2)
+			a.setPod(nil, &corev1.Pod{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "n1", Name: "p"},
+				Spec:       corev1.PodSpec{NodeName: "worker", ServiceAccountName: "sa"},
+			})
+		}()
+		if !token("sa") {
+			t.Error("a token for a pod that the graph knows a moment later is refused")
+		}
+		begun := time.Now()
+		if token("other") {
+			t.Error("a token that no pod uses is granted")
+		}
+		if waited := time.Since(begun); waited != graphLag {
+			t.Errorf("the refusal took %v, want %v", waited, graphLag)
+		}
+	})
 }
