@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -86,7 +87,9 @@ func (m *machine) command(ctx context.Context, name string, args ...string) *exe
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + m.ns, "--", name}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
-	cmd.Env = append(os.Environ(), "KUBECONFIG=/nonexistent", "HOME=/nonexistent")
+	// The tests' own settings are none of Gantry's, which refuses what it does not know.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "GANTRY_") })
+	cmd.Env = append(cmd.Env, "KUBECONFIG=/nonexistent", "HOME=/nonexistent")
 	return cmd
 }
 
