@@ -250,8 +250,11 @@ func TestHolderIsDying(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = cmd.Wait() }()
-	if dying(cmd.Process.Pid) {
-		t.Error("a process that runs is called dying")
+	// For an instant after exec a process has no command line either.
+	for deadline := time.Now().Add(10 * time.Second); dying(cmd.Process.Pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a process that runs is called dying")
+		}
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)

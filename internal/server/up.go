@@ -35,6 +35,7 @@ type UpOptions struct {
 
 // Up runs a server and its node until ctx ends. Containers and gantry-edge go on then.
 func Up(ctx context.Context, opts UpOptions) error {
+	quietKlog(opts.Logger)
 	c := opts.Config
 	nodeIP := c.NodeIP
 	if !nodeIP.IsValid() {

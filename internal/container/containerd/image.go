@@ -39,7 +39,7 @@ type ImageError struct {
 	Err    error
 }
 
-func (e *ImageError) Error() string { return fmt.Sprintf("image %s: %s: %v", e.Ref, e.Reason, e.Err) }
+func (e *ImageError) Error() string { return fmt.Sprintf("image %s: %v", e.Ref, e.Err) }
 func (e *ImageError) Unwrap() error { return e.Err }
 
 // imageInfo is what is known of one image once it has been looked at. It never changes.
