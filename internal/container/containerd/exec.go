@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -51,6 +52,17 @@ func (r *Runtime) Exec(ctx context.Context, id string, ex container.Exec, stream
 	return code, nil
 }
 
+// makeExecDir makes the folder of one exec. The folder of the container's execs goes with the
+// last of them, which may be this very moment: then it is made again.
+func makeExecDir(dir string) error {
+	for range 100 {
+		if err := os.MkdirAll(dir, 0o700); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.MkdirAll(dir, 0o700)
+}
+
 // exec does the work of Exec.
 func (r *Runtime) exec(ctx context.Context, c *ctr, conn *shimConn, ex container.Exec, streams container.Streams) (int, error) {
 	process, err := r.execSpec(c.id, ex, streams.TTY)
@@ -62,7 +74,7 @@ func (r *Runtime) exec(ctx context.Context, c *ctr, conn *shimConn, ex container
 	execID := hex.EncodeToString(raw[:])
 	// The folder also tells a later gantry that this process is to be ended.
 	dir := filepath.Join(r.opts.State, execDir, c.id, execID)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeExecDir(dir); err != nil {
 		return 0, fmt.Errorf("make pipes: %w", err)
 	}
 	defer r.endExec(context.WithoutCancel(ctx), c, conn, execID)

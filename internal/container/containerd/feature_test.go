@@ -513,3 +513,32 @@ func TestStopAll(t *testing.T) {
 		}
 	})
 }
+
+func TestExecFoldersComeAndGo(t *testing.T) {
+	parent := filepath.Join(t.TempDir(), "execs")
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Remove(parent) // as the end of the last exec does
+			}
+		}
+	})
+	for i := range 2000 {
+		dir := filepath.Join(parent, strconv.Itoa(i))
+		if err := makeExecDir(dir); err != nil {
+			t.Error(err)
+			break
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	group.Wait()
+}
