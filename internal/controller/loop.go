@@ -57,6 +57,8 @@ type Loop struct {
 	failures   atomic.Int64
 	panics     atomic.Int64
 
+	started chan struct{} // closed when Run takes keys
+
 	mu    sync.Mutex // guards queue
 	queue workqueue.TypedRateLimitingInterface[Key]
 }
@@ -88,7 +90,7 @@ func NewLoop(opts LoopOptions) (*Loop, error) {
 	case opts.Workers < 1 || opts.Workers > 256:
 		return nil, fmt.Errorf("controller %s: Workers is %d, want 1 to 256", opts.Name, opts.Workers)
 	}
-	return &Loop{opts: opts}, nil
+	return &Loop{opts: opts, started: make(chan struct{})}, nil
 }
 
 // Watch calls onEvent for each event of obj's kind while Run runs. An added object has
@@ -96,6 +98,10 @@ func NewLoop(opts LoopOptions) (*Loop, error) {
 func (l *Loop) Watch(obj client.Object, onEvent func(old, current client.Object)) {
 	l.watches = append(l.watches, watch{obj: obj, onEvent: onEvent})
 }
+
+// Started is closed when Run takes keys: whoever watches kinds besides Watch waits for it, or
+// the first keys are lost.
+func (l *Loop) Started() <-chan struct{} { return l.started }
 
 // Add asks for a reconcile of key. Before and after Run it does nothing: Run starts
 // with an event for every object there is.
@@ -128,7 +134,7 @@ func (l *Loop) Stats() LoopStats {
 }
 
 // Run reconciles keys until ctx ends and all workers have returned. It starts once the
-// informers of all watched kinds have delivered what exists.
+// informers of all watched kinds have delivered what exists. It may be called once.
 func (l *Loop) Run(ctx context.Context, informers Informers) error {
 	queue := workqueue.NewTypedRateLimitingQueueWithConfig(
 		workqueue.NewTypedItemExponentialFailureRateLimiter[Key](l.opts.BaseDelay, l.opts.MaxDelay),
@@ -137,6 +143,7 @@ func (l *Loop) Run(ctx context.Context, informers Informers) error {
 	l.mu.Lock()
 	l.queue = queue
 	l.mu.Unlock()
+	close(l.started)
 	defer queue.ShutDown()
 
 	stop, err := Subscribe(ctx, informers, l.subscriptions()...)

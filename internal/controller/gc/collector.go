@@ -89,6 +89,11 @@ func (gc *Collector) watchKinds(ctx context.Context) {
 			stop()
 		}
 	}()
+	select {
+	case <-gc.loop.Started(): // or what the first events ask for would be lost
+	case <-ctx.Done():
+		return
+	}
 	ticker := time.NewTicker(gc.opts.Refresh)
 	defer ticker.Stop()
 	for {
