@@ -16,6 +16,9 @@ import (
 	"gantry.dev/gantry/internal/pki"
 )
 
+// closeGrace is how long the last bytes of a connection that is closed may take.
+const closeGrace = 5 * time.Second
+
 // shutdownGrace is how long requests under way may take when the process stops.
 const shutdownGrace = 5 * time.Second
 
@@ -67,7 +70,7 @@ func serveAll(ctx context.Context, handler http.Handler, tlsConfig *tls.Config, 
 	for _, listener := range listeners {
 		go func() {
 			if tlsConfig != nil {
-				ended <- srv.ServeTLS(listener, "", "")
+				ended <- srv.ServeTLS(newCoalescingListener(listener), "", "")
 			} else {
 				ended <- srv.Serve(listener)
 			}
