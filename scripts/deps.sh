@@ -23,6 +23,7 @@ need iproute2 command -v ip
 need busybox-static test -x /bin/busybox
 if [ "${1:-}" = --release ]; then
 	need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
+	need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdint.h
 	need libseccomp-dev:arm64 test -e /usr/lib/aarch64-linux-gnu/libseccomp.a
 fi
 

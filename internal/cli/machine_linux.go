@@ -115,7 +115,7 @@ func (a *app) upHere(ctx context.Context, c config.Config) (err error) {
 	if err := checkPorts(c); err != nil {
 		return err
 	}
-	identity, err := lifecycle.EnsureIdentity(c.DataDir, c.NodeName, c.Given(config.KeyNodeName))
+	identity, err := lifecycle.EnsureIdentity(c.DataDir, c.NodeName, c.Given(config.KeyNodeName), lifecycle.MachineID("/"))
 	if err != nil {
 		return err
 	}

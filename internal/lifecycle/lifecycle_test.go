@@ -141,24 +141,69 @@ func TestSuperviseStopTimeout(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	dir := t.TempDir()
-	first, err := EnsureIdentity(dir, "node-1", false)
+	first, err := EnsureIdentity(dir, "node-1", false, "m1")
 	if err != nil || first.Name != "node-1" || len(first.UID) != 36 {
 		t.Fatalf("EnsureIdentity = %+v, %v", first, err)
 	}
-	if again, err := EnsureIdentity(dir, "renamed-host", false); err != nil || again != first {
+	if again, err := EnsureIdentity(dir, "renamed-host", false, "m1"); err != nil || again != first {
 		t.Errorf("a changed host name gives %+v, %v", again, err)
 	}
-	if again, err := EnsureIdentity(dir, "node-1", true); err != nil || again != first {
+	if again, err := EnsureIdentity(dir, "node-1", true, "m1"); err != nil || again != first {
 		t.Errorf("the same name gives %+v, %v", again, err)
 	}
-	if _, err := EnsureIdentity(dir, "node-2", true); err == nil || !strings.Contains(err.Error(), `is called "node-1", not "node-2"`) {
+	if _, err := EnsureIdentity(dir, "node-2", true, "m1"); err == nil || !strings.Contains(err.Error(), `is called "node-1", not "node-2"`) {
 		t.Errorf("another name gives %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, identityName), []byte("{"), 0o600); err != nil {
+	if again, err := EnsureIdentity(dir, "node-1", false, ""); err != nil || again != first {
+		t.Errorf("a machine without an id gives %+v, %v", again, err)
+	}
+	if _, err := EnsureIdentity(dir, "node-1", false, "m2"); err == nil || !strings.Contains(err.Error(), "belongs to node node-1 of another machine") {
+		t.Errorf("another machine gives %v", err)
+	}
+	path := filepath.Join(dir, identityName)
+	if err := os.WriteFile(path, []byte(`{"name":"node-1","uid":"`+first.UID+`"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := EnsureIdentity(dir, "node-1", false); err == nil || !strings.Contains(err.Error(), "restore it from a backup") {
+	for range 2 {
+		if taken, err := EnsureIdentity(dir, "node-1", false, "m2"); err != nil || taken.Machine != "m2" || taken.UID != first.UID {
+			t.Errorf("an identity without a machine gives %+v, %v", taken, err)
+		}
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := EnsureIdentity(dir, "node-1", false, "m1"); err == nil || !strings.Contains(err.Error(), "restore it from a backup") {
 		t.Errorf("a broken file gives %v", err)
+	}
+}
+
+func TestMachineID(t *testing.T) {
+	root := t.TempDir()
+	if got := MachineID(root); got != "" {
+		t.Errorf("without a file the id is %q", got)
+	}
+	for _, dir := range []string{"etc", "var/lib/dbus"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("var/lib/dbus/machine-id", "3d1219c7c4c5404aaa1f6d2a48adfda4\n")
+	fromDBus := MachineID(root)
+	if len(fromDBus) != 32 || strings.Contains(fromDBus, "3d1219") {
+		t.Errorf("the id is %q, want a digest of 32 digits", fromDBus)
+	}
+	write("etc/machine-id", "uninitialized\n")
+	if got := MachineID(root); got != fromDBus {
+		t.Errorf("an uninitialized file gives %q, want %q", got, fromDBus)
+	}
+	write("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+	if got := MachineID(root); got == fromDBus || len(got) != 32 {
+		t.Errorf("another machine's id is %q", got)
 	}
 }
 

@@ -105,6 +105,21 @@ func testImages(t *testing.T, c *cluster) {
 	}
 }
 
+// TestOtherMachine starts a copy of a node's data dir on another machine: a mount namespace with
+// a machine-id of its own.
+func TestOtherMachine(t *testing.T) {
+	c := newCluster(t)
+	c.up(t)
+	c.kill(t, 15)
+	script := `echo 0123456789abcdef0123456789abcdef > "$1" && mount --bind "$1" /etc/machine-id && shift && exec "$@"`
+	r := c.run(t, "", "unshare", "--mount", "sh", "-c", script, "sh", t.TempDir()+"/machine-id",
+		c.bin+"/gantry", "--data-dir", c.dir, "up", "--detach")
+	if r.code != 1 || !strings.Contains(r.stderr, "of another machine") || !strings.Contains(r.stderr, c.dir+"/node.json") {
+		t.Errorf("up on another machine: %v", r)
+	}
+	c.up(t)
+}
+
 // TestMoved starts a node again under another host name and another address.
 func TestMoved(t *testing.T) {
 	c := newCluster(t)
