@@ -8,10 +8,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/container"
+	"gantry.dev/gantry/internal/informer"
 )
 
 // watch subscribes to what the agent must know of the API, and returns when it has seen
@@ -21,58 +21,45 @@ func (a *Agent) watch(ctx context.Context, sandboxes []container.SandboxStatus) 
 	for _, s := range sandboxes {
 		known[types.UID(s.Sandbox.ID)] = s
 	}
-	handlers := []struct {
-		object  client.Object
-		handler toolscache.ResourceEventHandlerFuncs
-	}{
-		{&corev1.Node{}, onChange(a.nodeChanged)},
-		{&corev1.Pod{}, toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { a.podChanged(o, known) },
-			UpdateFunc: func(_, o any) { a.podChanged(o, known) },
-			DeleteFunc: a.podDeleted,
-		}},
-		{&corev1.ConfigMap{}, onChange(func(o client.Object) { a.sourceChanged(o, false) })},
-		{&corev1.Secret{}, onChange(func(o client.Object) { a.sourceChanged(o, true) })},
-	}
-	for _, h := range handlers {
-		informer, err := a.informers.GetInformer(ctx, h.object)
-		if err != nil {
-			return fmt.Errorf("watching %T: %w", h.object, err)
-		}
-		registration, err := informer.AddEventHandler(h.handler)
-		if err != nil {
-			return fmt.Errorf("watching %T: %w", h.object, err)
-		}
-		a.spawn(func(ctx context.Context) {
-			<-ctx.Done()
-			if err := informer.RemoveEventHandler(registration); err != nil {
-				a.log.Debug("cannot stop watching", "error", err)
+	stop, err := informer.Subscribe(ctx, a.informers,
+		informer.Subscription{Object: &corev1.Node{}, OnEvent: onChange(a.nodeChanged)},
+		informer.Subscription{Object: &corev1.Pod{}, OnEvent: func(old, current client.Object) {
+			if current == nil {
+				a.podDeleted(old)
+			} else {
+				a.podChanged(current, known)
 			}
-		})
-		select {
-		case <-registration.HasSyncedChecker().Done():
-		case <-ctx.Done():
-			return nil
-		}
+		}},
+		informer.Subscription{Object: &corev1.ConfigMap{}, OnEvent: onChange(func(o client.Object) { a.sourceChanged(o, false) })},
+		informer.Subscription{Object: &corev1.Secret{}, OnEvent: onChange(func(o client.Object) { a.sourceChanged(o, true) })})
+	if err != nil && ctx.Err() != nil {
+		return nil // asked to stop before all was there
 	}
+	if err != nil {
+		return err
+	}
+	a.spawn(func(ctx context.Context) {
+		<-ctx.Done()
+		stop()
+	})
 	a.synced.Store(true)
 	a.removeOrphans(ctx, sandboxes)
 	a.log.Info("agent is running", "nodeName", a.opts.NodeName, "sandboxes", len(sandboxes))
 	return nil
 }
 
-func onChange(f func(client.Object)) toolscache.ResourceEventHandlerFuncs {
-	call := func(o any) {
-		if object, ok := o.(client.Object); ok {
-			f(object)
+// onChange calls f for what is there, not for what is gone.
+func onChange(f func(client.Object)) func(old, current client.Object) {
+	return func(_, current client.Object) {
+		if current != nil {
+			f(current)
 		}
 	}
-	return toolscache.ResourceEventHandlerFuncs{AddFunc: call, UpdateFunc: func(_, o any) { call(o) }}
 }
 
 // podChanged hands a pod of this node to its worker. known is what the runtime had when the
 // agent started.
-func (a *Agent) podChanged(object any, known map[types.UID]container.SandboxStatus) {
+func (a *Agent) podChanged(object client.Object, known map[types.UID]container.SandboxStatus) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok || pod.Spec.NodeName != a.opts.NodeName {
 		return
@@ -90,10 +77,7 @@ func (a *Agent) podChanged(object any, known map[types.UID]container.SandboxStat
 	w.update(pod)
 }
 
-func (a *Agent) podDeleted(object any) {
-	if tombstone, ok := object.(toolscache.DeletedFinalStateUnknown); ok {
-		object = tombstone.Obj
-	}
+func (a *Agent) podDeleted(object client.Object) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok || pod.Spec.NodeName != a.opts.NodeName {
 		return

@@ -14,10 +14,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/informer"
 )
 
 // Informers gives events of a kind. controller-runtime's cache.Cache satisfies it.
@@ -51,7 +52,7 @@ type LoopOptions struct {
 // recovers, and its key is tried again later, so one bad object cannot stop the cluster.
 type Loop struct {
 	opts    LoopOptions
-	watches []watch
+	watches []informer.Subscription
 
 	reconciled atomic.Int64
 	failures   atomic.Int64
@@ -61,11 +62,6 @@ type Loop struct {
 
 	mu    sync.Mutex // guards queue
 	queue workqueue.TypedRateLimitingInterface[Key]
-}
-
-type watch struct {
-	obj     client.Object
-	onEvent func(old, current client.Object)
 }
 
 // LoopStats counts what a Loop has done since its start.
@@ -96,7 +92,7 @@ func NewLoop(opts LoopOptions) (*Loop, error) {
 // Watch calls onEvent for each event of obj's kind while Run runs. An added object has
 // old nil, a deleted one current nil. Call it before Run; onEvent must be quick.
 func (l *Loop) Watch(obj client.Object, onEvent func(old, current client.Object)) {
-	l.watches = append(l.watches, watch{obj: obj, onEvent: onEvent})
+	l.watches = append(l.watches, informer.Subscription{Object: obj, OnEvent: onEvent})
 }
 
 // Started is closed when Run takes keys: whoever watches kinds besides Watch waits for it, or
@@ -146,7 +142,7 @@ func (l *Loop) Run(ctx context.Context, informers Informers) error {
 	close(l.started)
 	defer queue.ShutDown()
 
-	stop, err := Subscribe(ctx, informers, l.subscriptions()...)
+	stop, err := informer.Subscribe(ctx, informers, l.watches...)
 	if err != nil && ctx.Err() != nil {
 		return nil // asked to stop before all was there
 	}
@@ -166,14 +162,6 @@ func (l *Loop) Run(ctx context.Context, informers Informers) error {
 	queue.ShutDown()
 	workers.Wait()
 	return nil
-}
-
-func (l *Loop) subscriptions() []Subscription {
-	subs := make([]Subscription, len(l.watches))
-	for i, w := range l.watches {
-		subs[i] = Subscription{Object: w.obj, OnEvent: w.onEvent}
-	}
-	return subs
 }
 
 // next reconciles one key and says whether to go on.
@@ -231,79 +219,4 @@ func Safely(f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-// Subscription is a kind and what to do with its events.
-type Subscription struct {
-	Object client.Object
-	// OnEvent gets an added object with old nil and a deleted one with current nil.
-	OnEvent func(old, current client.Object)
-}
-
-// syncPoll is how often Subscribe looks whether the first objects have arrived.
-const syncPoll = 5 * time.Millisecond
-
-// Subscribe adds the handlers and waits until each has seen every existing object. stop
-// removes them.
-func Subscribe(ctx context.Context, informers Informers, subs ...Subscription) (stop func(), err error) {
-	var stops []func()
-	stop = func() {
-		for _, f := range stops {
-			f()
-		}
-	}
-	var synced []func() bool
-	for _, sub := range subs {
-		informer, err := informers.GetInformer(ctx, sub.Object)
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("getting the informer for %T: %w", sub.Object, err)
-		}
-		registration, err := informer.AddEventHandler(handler(sub.OnEvent))
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("watching %T: %w", sub.Object, err)
-		}
-		stops = append(stops, func() { _ = informer.RemoveEventHandler(registration) })
-		synced = append(synced, registration.HasSynced)
-	}
-	ticker := time.NewTicker(syncPoll)
-	defer ticker.Stop()
-	for _, done := range synced {
-		for !done() {
-			select {
-			case <-ctx.Done():
-				stop()
-				return nil, fmt.Errorf("waiting for the first objects: %w", ctx.Err())
-			case <-ticker.C:
-			}
-		}
-	}
-	return stop, nil
-}
-
-// handler adapts onEvent to client-go, whose deletions may be wrapped.
-func handler(onEvent func(old, current client.Object)) toolscache.ResourceEventHandler {
-	return toolscache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
-			if current, ok := obj.(client.Object); ok {
-				onEvent(nil, current)
-			}
-		},
-		UpdateFunc: func(before, after any) {
-			old, ok1 := before.(client.Object)
-			current, ok2 := after.(client.Object)
-			if ok1 && ok2 {
-				onEvent(old, current)
-			}
-		},
-		DeleteFunc: func(obj any) {
-			if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
-				obj = gone.Obj
-			}
-			if old, ok := obj.(client.Object); ok {
-				onEvent(old, nil)
-			}
-		},
-	}
 }

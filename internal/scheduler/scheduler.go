@@ -12,9 +12,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/informer"
 )
 
 // Informers gives events of a kind. controller-runtime's cache.Cache satisfies it.
@@ -144,67 +145,10 @@ func (s *Scheduler) reset() {
 	}
 }
 
-// syncPoll is how often subscribe looks whether the first objects have arrived.
-const syncPoll = 5 * time.Millisecond
-
 func (s *Scheduler) subscribe(ctx context.Context) (stop func(), err error) {
-	var stops []func()
-	stop = func() {
-		for _, f := range stops {
-			f()
-		}
-	}
-	for _, source := range []struct {
-		obj     client.Object
-		onEvent func(old, current client.Object)
-	}{{&corev1.Node{}, s.onNode}, {&corev1.Pod{}, s.onPod}} {
-		informer, err := s.informers.GetInformer(ctx, source.obj)
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("getting the informer for %T: %w", source.obj, err)
-		}
-		registration, err := informer.AddEventHandler(handler(source.onEvent))
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("watching %T: %w", source.obj, err)
-		}
-		stops = append(stops, func() { _ = informer.RemoveEventHandler(registration) })
-		for !registration.HasSynced() {
-			select {
-			case <-ctx.Done():
-				stop()
-				return nil, fmt.Errorf("waiting for the first objects: %w", ctx.Err())
-			case <-time.After(syncPoll):
-			}
-		}
-	}
-	return stop, nil
-}
-
-// handler adapts onEvent to client-go, whose deletions may be wrapped.
-func handler(onEvent func(old, current client.Object)) toolscache.ResourceEventHandler {
-	return toolscache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
-			if current, ok := obj.(client.Object); ok {
-				onEvent(nil, current)
-			}
-		},
-		UpdateFunc: func(before, after any) {
-			old, ok1 := before.(client.Object)
-			current, ok2 := after.(client.Object)
-			if ok1 && ok2 {
-				onEvent(old, current)
-			}
-		},
-		DeleteFunc: func(obj any) {
-			if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
-				obj = gone.Obj
-			}
-			if old, ok := obj.(client.Object); ok {
-				onEvent(old, nil)
-			}
-		},
-	}
+	return informer.Subscribe(ctx, s.informers,
+		informer.Subscription{Object: &corev1.Node{}, OnEvent: s.onNode},
+		informer.Subscription{Object: &corev1.Pod{}, OnEvent: s.onPod})
 }
 
 func (s *Scheduler) onNode(old, current client.Object) {

@@ -43,6 +43,8 @@ type registration struct {
 	queue []change
 	ended bool
 	first int // objects of the start not delivered yet
+
+	synced chan struct{} // closed when first is 0
 }
 
 func (i *informer) notify(old, current client.Object) {
@@ -53,13 +55,15 @@ func (i *informer) notify(old, current client.Object) {
 
 // AddEventHandler implements cache.Informer.
 func (i *informer) AddEventHandler(handler toolscache.ResourceEventHandler) (toolscache.ResourceEventHandlerRegistration, error) {
-	r := &registration{handler: handler}
+	r := &registration{handler: handler, synced: make(chan struct{})}
 	r.wake = sync.NewCond(&r.mu)
 	i.lock.Lock()
 	for _, obj := range i.existing() {
 		r.queue = append(r.queue, change{current: obj, first: true})
 	}
-	r.first = len(r.queue)
+	if r.first = len(r.queue); r.first == 0 {
+		close(r.synced)
+	}
 	i.handlers = append(i.handlers, r)
 	i.lock.Unlock()
 	go r.deliver()
@@ -97,7 +101,20 @@ func (i *informer) AddIndexers(toolscache.Indexers) error { return nil }
 func (i *informer) HasSynced() bool { return true }
 
 // HasSyncedChecker implements cache.Informer.
-func (i *informer) HasSyncedChecker() toolscache.DoneChecker { return nil }
+func (i *informer) HasSyncedChecker() toolscache.DoneChecker { return alwaysDone{} }
+
+// alwaysDone says that there is nothing to wait for.
+type alwaysDone struct{}
+
+// Name implements toolscache.DoneChecker.
+func (alwaysDone) Name() string { return "test" }
+
+// Done implements toolscache.DoneChecker.
+func (alwaysDone) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}
 
 // IsStopped implements cache.Informer.
 func (i *informer) IsStopped() bool { return false }
@@ -146,7 +163,9 @@ func (r *registration) call(c change) {
 	}
 	if c.first {
 		r.mu.Lock()
-		r.first--
+		if r.first--; r.first == 0 {
+			close(r.synced)
+		}
 		r.mu.Unlock()
 	}
 }
@@ -159,4 +178,10 @@ func (r *registration) HasSynced() bool {
 }
 
 // HasSyncedChecker implements toolscache.ResourceEventHandlerRegistration.
-func (r *registration) HasSyncedChecker() toolscache.DoneChecker { return nil }
+func (r *registration) HasSyncedChecker() toolscache.DoneChecker { return r }
+
+// Name implements toolscache.DoneChecker.
+func (r *registration) Name() string { return "test" }
+
+// Done implements toolscache.DoneChecker.
+func (r *registration) Done() <-chan struct{} { return r.synced }

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/informer"
 )
 
 // Options tunes a Collector.
@@ -131,7 +132,7 @@ func (gc *Collector) refresh(ctx context.Context, stops map[schema.GroupVersionK
 			gc.opts.Log.Warn("kind is not collected", "kind", kind.GVK.String(), "error", err)
 			continue
 		}
-		stop, err := controller.Subscribe(ctx, gc.informers, controller.Subscription{Object: obj, OnEvent: gc.onEvent(kind.GVK)})
+		stop, err := informer.Subscribe(ctx, gc.informers, informer.Subscription{Object: obj, OnEvent: gc.onEvent(kind.GVK)})
 		if err != nil {
 			if ctx.Err() == nil {
 				gc.opts.Log.Warn("kind is not watched, trying again", "kind", kind.GVK.String(), "error", err)

@@ -17,10 +17,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/informer"
 	"gantry.dev/gantry/internal/network/dns"
 	"gantry.dev/gantry/internal/network/feed"
 )
@@ -315,38 +315,15 @@ func (f *Feeder) compile(ctx context.Context, key itemKey) ([]dns.Record, error)
 
 // listen subscribes to changes. stop ends that.
 func (f *Feeder) listen(ctx context.Context) (stop func(), err error) {
-	var stops []func()
-	stop = func() {
-		for _, end := range stops {
-			end()
-		}
-	}
+	var subs []informer.Subscription
 	for _, kind := range []client.Object{&corev1.Namespace{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}} {
-		informer, err := f.informers.GetInformer(ctx, kind)
-		if err == nil {
-			var reg toolscache.ResourceEventHandlerRegistration
-			reg, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-				AddFunc:    f.changed,
-				UpdateFunc: func(before, after any) { f.changed(before); f.changed(after) },
-				DeleteFunc: f.changed,
-			})
-			if err == nil {
-				stops = append(stops, func() { _ = informer.RemoveEventHandler(reg) })
-			}
-		}
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("watching %T: %w", kind, err)
-		}
+		subs = append(subs, informer.Subscription{Object: kind, OnEvent: func(old, current client.Object) { f.changed(old); f.changed(current) }})
 	}
-	return stop, nil
+	return informer.Listen(ctx, f.informers, subs...)
 }
 
 // changed notes what an event is about.
-func (f *Feeder) changed(obj any) {
-	if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
-	}
+func (f *Feeder) changed(obj client.Object) {
 	var key itemKey
 	switch o := obj.(type) {
 	case *corev1.Namespace:

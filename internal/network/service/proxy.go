@@ -14,9 +14,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/informer"
 )
 
 // Informers is where the proxy hears of changes.
@@ -130,38 +131,14 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // listen subscribes to changes. stop ends that.
 func (p *Proxy) listen(ctx context.Context) (stop func(), err error) {
-	var stops []func()
-	stop = func() {
-		for _, f := range stops {
-			f()
-		}
-	}
-	for _, kind := range []client.Object{&corev1.Service{}, &discoveryv1.EndpointSlice{}} {
-		informer, err := p.informers.GetInformer(ctx, kind)
-		if err == nil {
-			var reg toolscache.ResourceEventHandlerRegistration
-			reg, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-				AddFunc:    p.changed,
-				UpdateFunc: func(before, after any) { p.changed(before); p.changed(after) },
-				DeleteFunc: p.changed,
-			})
-			if err == nil {
-				stops = append(stops, func() { _ = informer.RemoveEventHandler(reg) })
-			}
-		}
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("watching %T: %w", kind, err)
-		}
-	}
-	return stop, nil
+	onEvent := func(old, current client.Object) { p.changed(old); p.changed(current) }
+	return informer.Listen(ctx, p.informers,
+		informer.Subscription{Object: &corev1.Service{}, OnEvent: onEvent},
+		informer.Subscription{Object: &discoveryv1.EndpointSlice{}, OnEvent: onEvent})
 }
 
 // changed notes the service that an event is about.
-func (p *Proxy) changed(obj any) {
-	if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
-	}
+func (p *Proxy) changed(obj client.Object) {
 	var key types.NamespacedName
 	switch o := obj.(type) {
 	case *corev1.Service:
