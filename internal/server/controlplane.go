@@ -82,7 +82,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 		serving: make(chan struct{}), ready: make(chan struct{}),
 	}
 	cp.registry, err = registry.New(registry.Options{
-		Logger: opts.Logger, Sealer: seal, RoleGuard: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
+		Logger: opts.Logger, Sealer: seal, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
 	})
 	if err != nil {
 		return nil, err

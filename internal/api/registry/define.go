@@ -26,6 +26,11 @@ func allVerbs() []string {
 	return []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
 }
 
+// withoutDeleteCollection are the verbs of a resource whose objects are deleted one by one.
+func withoutDeleteCollection() []string {
+	return slices.DeleteFunc(allVerbs(), func(verb string) bool { return verb == "deletecollection" })
+}
+
 // define starts the definition of a kind with Go type T.
 func define[T any, P interface {
 	*T
@@ -60,7 +65,6 @@ func define[T any, P interface {
 			Codec:      typedCodec[T, P]{kind},
 			Indexes:    map[string]store.IndexFunc{},
 		},
-		returnDeleted: plural == "pods" || plural == "services" || plural == "serviceaccounts",
 	}
 	if d.info.Namespaced {
 		d.stored.Indexes[OwnerIndex] = ownerUID
@@ -82,6 +86,18 @@ func (d *definition) short(names ...string) *definition {
 
 func (d *definition) category(names ...string) *definition {
 	d.info.Categories = names
+	return d
+}
+
+// verbs sets what can be done with the kind where that is not everything.
+func (d *definition) verbs(names []string) *definition {
+	d.info.Verbs = names
+	return d
+}
+
+// returnsDeleted has a finished delete answered with the object, not a Status.
+func (d *definition) returnsDeleted() *definition {
+	d.returnDeleted = true
 	return d
 }
 

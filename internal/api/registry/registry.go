@@ -12,17 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
-	_ "k8s.io/kubernetes/pkg/apis/apps/install" // kinds register their types, defaults and conversions with the scheme
-	_ "k8s.io/kubernetes/pkg/apis/authentication/install"
-	_ "k8s.io/kubernetes/pkg/apis/authorization/install"
-	_ "k8s.io/kubernetes/pkg/apis/autoscaling/install"
-	_ "k8s.io/kubernetes/pkg/apis/coordination/install"
-	_ "k8s.io/kubernetes/pkg/apis/core/install"
-	_ "k8s.io/kubernetes/pkg/apis/discovery/install"
-	_ "k8s.io/kubernetes/pkg/apis/networking/install"
-	_ "k8s.io/kubernetes/pkg/apis/policy/install"
-	_ "k8s.io/kubernetes/pkg/apis/rbac/install"
 
 	"gantry.dev/gantry/internal/store"
 )
@@ -45,11 +37,12 @@ type IssueToken func(ctx context.Context, account *corev1.ServiceAccount, reques
 
 // Options tunes a Registry. ServiceCIDR is required.
 type Options struct {
-	Logger      *slog.Logger // default: discards
-	Sealer      store.Sealer // encrypts Secrets at rest; nil stores them in the clear
-	RoleGuard   RoleGuard    // nil lets everyone write roles
-	ServiceCIDR netip.Prefix // cluster IPs are taken from here
-	NodePorts   PortRange    // default 30000 to 32767
+	Logger      *slog.Logger          // default: discards
+	Sealer      store.Sealer          // encrypts Secrets at rest; nil stores them in the clear
+	RoleGuard   RoleGuard             // nil lets everyone write roles
+	Authorizer  authorizer.Authorizer // asked by strategies about what an object refers to; nil allows everything
+	ServiceCIDR netip.Prefix          // cluster IPs are taken from here
+	NodePorts   PortRange             // default 30000 to 32767
 }
 
 // PortRange is an inclusive range of ports.
@@ -75,6 +68,9 @@ type Registry struct {
 func New(opts Options) (*Registry, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Authorizer == nil {
+		opts.Authorizer = authorizerfactory.NewAlwaysAllowAuthorizer()
 	}
 	if opts.NodePorts == (PortRange{}) {
 		opts.NodePorts = PortRange{30000, 32767}

@@ -6,6 +6,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -48,6 +49,26 @@ func replicaSetScale() scaleMapping {
 		set:      func(obj store.Object, n int32) { obj.(*appsv1.ReplicaSet).Spec.Replicas = &n },
 		current:  func(obj store.Object) int32 { return obj.(*appsv1.ReplicaSet).Status.Replicas },
 		selector: func(obj store.Object) *metav1.LabelSelector { return obj.(*appsv1.ReplicaSet).Spec.Selector },
+	}
+}
+
+func statefulSetScale() scaleMapping {
+	return scaleMapping{
+		replicas: func(obj store.Object) *int32 { return obj.(*appsv1.StatefulSet).Spec.Replicas },
+		set:      func(obj store.Object, n int32) { obj.(*appsv1.StatefulSet).Spec.Replicas = &n },
+		current:  func(obj store.Object) int32 { return obj.(*appsv1.StatefulSet).Status.Replicas },
+		selector: func(obj store.Object) *metav1.LabelSelector { return obj.(*appsv1.StatefulSet).Spec.Selector },
+	}
+}
+
+func replicationControllerScale() scaleMapping {
+	return scaleMapping{
+		replicas: func(obj store.Object) *int32 { return obj.(*corev1.ReplicationController).Spec.Replicas },
+		set:      func(obj store.Object, n int32) { obj.(*corev1.ReplicationController).Spec.Replicas = &n },
+		current:  func(obj store.Object) int32 { return obj.(*corev1.ReplicationController).Status.Replicas },
+		selector: func(obj store.Object) *metav1.LabelSelector {
+			return &metav1.LabelSelector{MatchLabels: obj.(*corev1.ReplicationController).Spec.Selector}
+		},
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
@@ -52,6 +54,21 @@ func serviceFields(obj store.Object) fields.Set {
 func replicaSetFields(obj store.Object) fields.Set {
 	return fields.Set{"status.replicas": strconv.Itoa(int(obj.(*appsv1.ReplicaSet).Status.Replicas))}
 }
+
+func replicationControllerFields(obj store.Object) fields.Set {
+	return fields.Set{"status.replicas": strconv.Itoa(int(obj.(*corev1.ReplicationController).Status.Replicas))}
+}
+
+func jobFields(obj store.Object) fields.Set {
+	return fields.Set{"status.successful": strconv.Itoa(int(obj.(*batchv1.Job).Status.Succeeded))}
+}
+
+func signingRequestFields(obj store.Object) fields.Set {
+	return fields.Set{"spec.signerName": obj.(*certificatesv1.CertificateSigningRequest).Spec.SignerName}
+}
+
+// nameField is a second spelling of metadata.name that some kinds have kept.
+func nameField(obj store.Object) fields.Set { return fields.Set{"name": obj.GetName()} }
 
 func eventFields(obj store.Object) fields.Set {
 	ev := obj.(*corev1.Event)

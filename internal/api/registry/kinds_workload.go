@@ -1,0 +1,42 @@
+package registry
+
+import (
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	"k8s.io/kubernetes/pkg/registry/apps/controllerrevision"
+	"k8s.io/kubernetes/pkg/registry/apps/daemonset"
+	"k8s.io/kubernetes/pkg/registry/apps/deployment"
+	"k8s.io/kubernetes/pkg/registry/apps/replicaset"
+	"k8s.io/kubernetes/pkg/registry/apps/statefulset"
+	"k8s.io/kubernetes/pkg/registry/batch/cronjob"
+	"k8s.io/kubernetes/pkg/registry/batch/job"
+	"k8s.io/kubernetes/pkg/registry/policy/poddisruptionbudget"
+	"k8s.io/kubernetes/pkg/registry/scheduling/priorityclass"
+)
+
+// workloadKinds are what makes pods and what decides how they compete.
+func workloadKinds() []*definition {
+	apps, batch := appsv1.SchemeGroupVersion, batchv1.SchemeGroupVersion
+	return []*definition{
+		define[appsv1.ControllerRevision](apps, "controllerrevisions", controllerrevision.Strategy),
+		define[appsv1.DaemonSet](apps, "daemonsets", daemonset.Strategy).short("ds").category("all").
+			withStatus(daemonset.StatusStrategy),
+		define[appsv1.Deployment](apps, "deployments", deployment.Strategy).short("deploy").category("all").
+			withStatus(deployment.StatusStrategy).scaled(deploymentScale()),
+		define[appsv1.ReplicaSet](apps, "replicasets", replicaset.Strategy).short("rs").category("all").
+			withStatus(replicaset.StatusStrategy).selects(replicaSetFields).scaled(replicaSetScale()),
+		define[appsv1.StatefulSet](apps, "statefulsets", statefulset.Strategy).short("sts").category("all").
+			withStatus(statefulset.StatusStrategy).scaled(statefulSetScale()),
+
+		define[batchv1.CronJob](batch, "cronjobs", cronjob.Strategy).short("cj").category("all").
+			withStatus(cronjob.StatusStrategy),
+		define[batchv1.Job](batch, "jobs", job.Strategy).category("all").
+			withStatus(job.StatusStrategy).selects(jobFields),
+
+		define[policyv1.PodDisruptionBudget](policyv1.SchemeGroupVersion, "poddisruptionbudgets", poddisruptionbudget.Strategy).
+			short("pdb").withStatus(poddisruptionbudget.StatusStrategy),
+		define[schedulingv1.PriorityClass](schedulingv1.SchemeGroupVersion, "priorityclasses", priorityclass.Strategy).short("pc"),
+	}
+}
