@@ -17,7 +17,7 @@ func (r *Registry) builtins() []*definition {
 		networkKinds(),
 		r.accessKinds(),
 		r.admissionKinds(),
-		storageKinds(),
+		r.storageKinds(),
 		systemKinds(),
 	)
 }

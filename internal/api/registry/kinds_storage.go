@@ -1,7 +1,18 @@
 package registry
 
 import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/kubernetes/pkg/registry/resource/deviceclass"
+	"k8s.io/kubernetes/pkg/registry/resource/resourceclaim"
+	"k8s.io/kubernetes/pkg/registry/resource/resourceclaimtemplate"
+	"k8s.io/kubernetes/pkg/registry/resource/resourceslice"
 	"k8s.io/kubernetes/pkg/registry/storage/csidriver"
 	"k8s.io/kubernetes/pkg/registry/storage/csinode"
 	"k8s.io/kubernetes/pkg/registry/storage/csistoragecapacity"
@@ -10,10 +21,10 @@ import (
 	"k8s.io/kubernetes/pkg/registry/storage/volumeattributesclass"
 )
 
-// storageKinds say where volumes come from.
-func storageKinds() []*definition {
+// storageKinds say where volumes and devices come from.
+func (r *Registry) storageKinds() []*definition {
 	v1 := storagev1.SchemeGroupVersion
-	return []*definition{
+	return append(r.deviceKinds(),
 		define[storagev1.CSIDriver](v1, "csidrivers", csidriver.Strategy).returnsDeleted(),
 		define[storagev1.CSINode](v1, "csinodes", csinode.Strategy).returnsDeleted(),
 		define[storagev1.CSIStorageCapacity](v1, "csistoragecapacities", csistoragecapacity.Strategy),
@@ -21,5 +32,39 @@ func storageKinds() []*definition {
 		define[storagev1.VolumeAttachment](v1, "volumeattachments", volumeattachment.Strategy).
 			withStatus(volumeattachment.StatusStrategy).returnsDeleted(),
 		define[storagev1.VolumeAttributesClass](v1, "volumeattributesclasses", volumeattributesclass.Strategy).short("vac").returnsDeleted(),
+	)
+}
+
+// deviceKinds are those of dynamic resource allocation.
+func (r *Registry) deviceKinds() []*definition {
+	v1 := resourcev1.SchemeGroupVersion
+	namespaces := namespaceReader{registry: r}
+	claims := resourceclaim.NewStrategy(namespaces, r.opts.Authorizer)
+	return []*definition{
+		define[resourcev1.DeviceClass](v1, "deviceclasses", deviceclass.Strategy).returnsDeleted(),
+		define[resourcev1.ResourceClaim](v1, "resourceclaims", claims).returnsDeleted().
+			withStatus(resourceclaim.NewStatusStrategy(claims)),
+		define[resourcev1.ResourceClaimTemplate](v1, "resourceclaimtemplates", resourceclaimtemplate.NewStrategy(namespaces)).returnsDeleted(),
+		define[resourcev1.ResourceSlice](v1, "resourceslices", resourceslice.Strategy).returnsDeleted().selects(resourceSliceFields),
 	}
+}
+
+// namespaceReader is the part of a client that the strategies of claims call: they look for the
+// label that allows administrative access.
+type namespaceReader struct {
+	typedcorev1.NamespaceInterface
+	registry *Registry
+}
+
+// Get implements typedcorev1.NamespaceInterface.
+func (n namespaceReader) Get(ctx context.Context, name string, _ metav1.GetOptions) (*corev1.Namespace, error) {
+	entry, err := n.registry.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")).Get(ctx, "", name, "")
+	if err != nil {
+		return nil, err
+	}
+	ns, ok := entry.Object.(*corev1.Namespace)
+	if !ok {
+		return nil, fmt.Errorf("namespace %s is a %T", name, entry.Object)
+	}
+	return ns, nil
 }

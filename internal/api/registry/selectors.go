@@ -9,6 +9,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -65,6 +66,15 @@ func jobFields(obj store.Object) fields.Set {
 
 func signingRequestFields(obj store.Object) fields.Set {
 	return fields.Set{"spec.signerName": obj.(*certificatesv1.CertificateSigningRequest).Spec.SignerName}
+}
+
+func resourceSliceFields(obj store.Object) fields.Set {
+	slice := obj.(*resourcev1.ResourceSlice)
+	set := fields.Set{resourcev1.ResourceSliceSelectorDriver: slice.Spec.Driver, resourcev1.ResourceSliceSelectorNodeName: ""}
+	if slice.Spec.NodeName != nil {
+		set[resourcev1.ResourceSliceSelectorNodeName] = *slice.Spec.NodeName
+	}
+	return set
 }
 
 // nameField is a second spelling of metadata.name that some kinds have kept.
