@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
 )
 
 // discovery holds the documents that say what is served. They never change, so they are made once, as objects;
@@ -126,7 +127,7 @@ func sortedVersions(served map[schema.GroupVersion]bool) []schema.GroupVersion {
 		if a.Group != b.Group {
 			return a.Group < b.Group
 		}
-		return a.Version < b.Version
+		return version.CompareKubeAwareVersionStrings(a.Version, b.Version) > 0
 	})
 	return out
 }
@@ -140,7 +141,7 @@ func legacyResources(s *Server, gv schema.GroupVersion) *metav1.APIResourceList 
 		}
 		list.APIResources = append(list.APIResources, metav1.APIResource{
 			Name: res.Info.Resource.Resource, SingularName: res.Singular, Namespaced: res.Namespaced, Kind: res.Kind.Kind,
-			Verbs: res.Verbs, ShortNames: res.ShortNames, Categories: res.Categories, StorageVersionHash: storageHash(res.Kind),
+			Verbs: res.Verbs, ShortNames: res.ShortNames, Categories: res.Categories, StorageVersionHash: storageHash(res.Stored),
 		})
 		for _, sub := range res.Subresources {
 			entry := metav1.APIResource{Name: res.Info.Resource.Resource + "/" + sub.Name, Namespaced: res.Namespaced, Kind: sub.Kind.Kind, Verbs: sub.Verbs}

@@ -174,6 +174,8 @@ func (w *watchStream) event(event *store.Event) bool {
 		name = eventAdded
 	case store.Deleted:
 		name = eventDeleted
+	case store.Skipped:
+		return true
 	case store.Modified:
 	}
 	if err := w.object(name, event.Entry); err != nil {

@@ -292,6 +292,7 @@ func (r *registration) hand(event store.Event, known map[string]*store.Entry, in
 	key := event.Entry.Key
 	was := known[key]
 	switch {
+	case event.Type == store.Skipped:
 	case event.Type == store.Deleted:
 		delete(known, key)
 		r.handler.OnDelete(event.Entry.Object)

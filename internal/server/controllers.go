@@ -111,7 +111,7 @@ func collectable(r *registry.Resource) bool { return r.Resource.Resource != "eve
 func (cp *ControlPlane) kinds(want func(*registry.Resource) bool) []controller.Kind {
 	var kinds []controller.Kind
 	for _, r := range cp.registry.Resources() {
-		if want(r) {
+		if r.Primary && want(r) { // other versions show the same objects
 			kinds = append(kinds, controller.Kind{GVK: r.Kind, Resource: r.Resource.Resource, Namespaced: r.Namespaced})
 		}
 	}

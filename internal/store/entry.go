@@ -14,6 +14,50 @@ type Entry struct {
 	codec Codec
 	json  atomic.Pointer[[]byte]
 	proto atomic.Pointer[[]byte]
+	views atomic.Pointer[view]
+}
+
+// view is an entry as another version of its kind shows it, in a list of few.
+type view struct {
+	key   any
+	entry *Entry
+	next  *view
+}
+
+// maxViews bounds the views kept of one entry: versions that are read at the same time.
+const maxViews = 4
+
+// View returns what AddView kept under key, nil if nothing.
+func (e *Entry) View(key any) *Entry {
+	for v := e.views.Load(); v != nil; v = v.next {
+		if v.key == key {
+			return v.entry
+		}
+	}
+	return nil
+}
+
+// AddView keeps obj, the entry's object in another version, under key and returns it as an entry.
+// Of two callers at once one wins, and both get its entry. obj is taken over.
+func (e *Entry) AddView(key any, obj Object, codec Codec) *Entry {
+	made := &Entry{Key: e.Key, Rev: e.Rev, Object: obj, codec: codec}
+	for {
+		head := e.views.Load()
+		kept := 0
+		for v := head; v != nil; v = v.next {
+			if v.key == key {
+				return v.entry
+			}
+			kept++
+		}
+		next := &view{key: key, entry: made}
+		if kept < maxViews {
+			next.next = head
+		}
+		if e.views.CompareAndSwap(head, next) {
+			return made
+		}
+	}
 }
 
 // NewEntry wraps an object that is served but not stored, such as the result of a dry run
@@ -34,6 +78,7 @@ func (e *Entry) Proto() ([]byte, error) { return once(&e.proto, e.Object, e.code
 func (e *Entry) forget() {
 	e.json.Store(nil)
 	e.proto.Store(nil)
+	e.views.Store(nil)
 }
 
 // once returns *slot, filling it by encode if it is empty. Two callers may both encode; the

@@ -16,6 +16,7 @@ const (
 	Added EventType = iota + 1
 	Modified
 	Deleted
+	Skipped // means nothing; see WatchOptions.Map
 )
 
 // Event is one change of one object. A deletion carries the last content under the

@@ -12,13 +12,18 @@ type WatchOptions struct {
 	Filter    func(*Entry) bool // nil is everything; an object that stops matching is seen as Deleted
 	Since     int64             // deliver changes after this revision; ignored with Initial
 	Initial   bool              // deliver what is there as Added first, then the changes after it
-	Queue     int               // events kept for a slow reader, default 10000; beyond it the watch ends with ErrSlow
+	// Map changes events as they are read, in place, in the reader's goroutine: nil leaves them as they
+	// are. An event whose Type it sets to Skipped is delivered all the same, so that initial events can
+	// be counted, and means nothing. An error ends the watch.
+	Map   func([]Event) error
+	Queue int // events kept for a slow reader, default 10000; beyond it the watch ends with ErrSlow
 }
 
 // Watch is a stream of changes to one table. Next must be called by one goroutine at a time.
 type Watch struct {
 	namespace string // with the slash that ends it in keys, or ""
 	filter    func(*Entry) bool
+	convert   func([]Event) error
 	max       int
 	table     *table
 	applied   *atomic.Int64
@@ -35,7 +40,7 @@ type Watch struct {
 // watch registers a watch on t.
 func (t *table) watch(opts WatchOptions) (*Watch, error) {
 	w := &Watch{
-		filter: opts.Filter, max: opts.Queue, table: t, applied: t.applied,
+		filter: opts.Filter, convert: opts.Map, max: opts.Queue, table: t, applied: t.applied,
 		start: opts.Since, wake: make(chan struct{}, 1),
 	}
 	if w.max == 0 {
@@ -148,6 +153,11 @@ func (w *Watch) Next(ctx context.Context) ([]Event, int64, error) {
 		w.queue = nil
 		w.mu.Unlock()
 		if len(events) > 0 {
+			if w.convert != nil {
+				if err := w.convert(events); err != nil {
+					return nil, 0, err
+				}
+			}
 			return events, max(reached, events[len(events)-1].Rev), nil
 		}
 		if ended != nil {

@@ -8,7 +8,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
@@ -40,12 +39,16 @@ func (r *Resource) Create(ctx context.Context, namespace string, in runtime.Obje
 	if obj, err = r.managers[""].update(r.def.newObj(), obj, manager); err != nil {
 		return nil, err
 	}
-	return r.createPrepared(ctx, namespace, obj, opts)
+	entry, err := r.createPrepared(ctx, namespace, obj, opts)
+	if err != nil {
+		return nil, err
+	}
+	return r.view(entry)
 }
 
-// createPrepared stores obj, which has its defaults and managed fields.
+// createPrepared stores obj, of the served version, which has its defaults and managed fields.
 func (r *Resource) createPrepared(ctx context.Context, namespace string, obj store.Object, opts *metav1.CreateOptions) (*store.Entry, error) {
-	internal, err := r.toInternal(obj)
+	internal, err := r.def.versions.toInternal(obj)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +106,7 @@ func (r *Resource) createOnce(ctx context.Context, internal runtime.Object, attr
 			return nil, err
 		}
 	}
-	obj, err := r.toVersioned(internal)
+	obj, err := r.def.versions.toStored(internal)
 	if err != nil {
 		return nil, err
 	}
@@ -175,29 +178,6 @@ func (r *Resource) requestContext(ctx context.Context, namespace, verb, name, su
 func (r *Resource) attributes(ctx context.Context, obj, old runtime.Object, namespace, name, sub string, op admission.Operation, opts runtime.Object, dryRun bool) admission.Attributes {
 	user, _ := genericapirequest.UserFrom(ctx)
 	return admission.NewAttributesRecord(obj, old, r.Kind, namespace, name, r.Resource, sub, op, opts, dryRun, user)
-}
-
-// toInternal gives obj as the internal type that strategies work on. The two share memory.
-func (r *Resource) toInternal(obj store.Object) (runtime.Object, error) {
-	internal, err := legacyscheme.Scheme.UnsafeConvertToVersion(obj, schema.GroupVersion{Group: r.Kind.Group, Version: runtime.APIVersionInternal})
-	if err != nil {
-		return nil, fmt.Errorf("converting %s: %w", r.Kind.Kind, err)
-	}
-	return internal, nil
-}
-
-// toVersioned is the inverse of toInternal.
-func (r *Resource) toVersioned(internal runtime.Object) (store.Object, error) {
-	out, err := legacyscheme.Scheme.UnsafeConvertToVersion(internal, r.Kind.GroupVersion())
-	if err != nil {
-		return nil, fmt.Errorf("converting %s: %w", r.Kind.Kind, err)
-	}
-	obj, err := asObject(out)
-	if err != nil {
-		return nil, err
-	}
-	obj.GetObjectKind().SetGroupVersionKind(r.Kind)
-	return obj, nil
 }
 
 func metaOf(obj runtime.Object) (metav1.Object, error) {

@@ -47,6 +47,8 @@ func define[T any, P interface {
 		info: Info{
 			Resource:   gv.WithResource(plural),
 			Kind:       kind,
+			Stored:     kind,
+			Primary:    true,
 			ListKind:   kind.Kind + "List",
 			Namespaced: strategy.NamespaceScoped(),
 			Singular:   strings.ToLower(kind.Kind),
@@ -65,6 +67,8 @@ func define[T any, P interface {
 			Codec:      typedCodec[T, P]{kind},
 			Indexes:    map[string]store.IndexFunc{},
 		},
+		versions: typedVersions{kind, kind},
+		served:   typedCodec[T, P]{kind},
 	}
 	if d.info.Namespaced {
 		d.stored.Indexes[OwnerIndex] = ownerUID
@@ -140,6 +144,24 @@ func (d *definition) guarded(check func(ctx context.Context, obj, old runtime.Ob
 	d.hooks.begin = func(ctx context.Context, obj, old runtime.Object, _ bool) (func(bool), error) {
 		return nil, check(ctx, obj, old)
 	}
+	return d
+}
+
+// alsoServedAs serves the objects of d in another version too: o, of which only type, names and
+// strategy count. What d has else, o has. It comes last.
+func (d *definition) alsoServedAs(o *definition) *definition {
+	o.info.Stored, o.info.Primary = d.info.Kind, false
+	o.stored, o.versions = d.stored, typedVersions{o.info.Kind, d.info.Kind}
+	o.info.ShortNames, o.info.Categories, o.info.Verbs = d.info.ShortNames, d.info.Categories, d.info.Verbs
+	o.selectable, o.indexedFields, o.returnDeleted, o.hooks = d.selectable, d.indexedFields, d.returnDeleted, d.hooks
+	for _, sub := range d.subs {
+		if sub.strategy != nil {
+			o.view(sub.info.Name, sub.strategy, sub.info.Verbs...)
+		} else {
+			o.action(sub)
+		}
+	}
+	d.also = append(d.also, o)
 	return d
 }
 

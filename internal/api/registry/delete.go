@@ -32,9 +32,13 @@ func (r *Resource) Delete(ctx context.Context, namespace, name string, opts *met
 			return DeleteResult{}, statusError(err, r.Resource.GroupResource(), name)
 		}
 		result, again, err := r.deleteOnce(ctx, namespace, key, current, opts)
-		if !again {
-			return result, err
+		if again {
+			continue
 		}
+		if err == nil {
+			result.Entry, err = r.view(result.Entry)
+		}
+		return result, err
 	}
 	return DeleteResult{}, statusError(ctx.Err(), r.Resource.GroupResource(), name)
 }
@@ -45,7 +49,7 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 		return DeleteResult{}, false, err
 	}
 	obj := current.Object.DeepCopyObject().(store.Object)
-	internal, err := r.toInternal(obj)
+	internal, err := r.def.versions.fromStored(obj)
 	if err != nil {
 		return DeleteResult{}, false, err
 	}
@@ -66,7 +70,7 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 		return DeleteResult{Entry: current}, false, nil
 	}
 	if mark {
-		if obj, err = r.toVersioned(internal); err != nil {
+		if obj, err = r.def.versions.toStored(internal); err != nil {
 			return DeleteResult{}, false, err
 		}
 		if current, again, err = r.mark(ctx, key, current, obj, opts); err != nil || again || !gone {

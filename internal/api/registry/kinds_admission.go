@@ -83,5 +83,5 @@ func (p policySource) get(ctx context.Context, resource, name string) (runtime.O
 	if err != nil {
 		return nil, err
 	}
-	return res.toInternal(entry.Object)
+	return res.def.versions.toInternal(entry.Object)
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/kubernetes/pkg/registry/core/configmap"
 	"k8s.io/kubernetes/pkg/registry/core/endpoint"
 	"k8s.io/kubernetes/pkg/registry/core/event"
@@ -30,7 +31,8 @@ func (r *Registry) coreKinds() []*definition {
 		define[corev1.ConfigMap](v1, "configmaps", configmap.Strategy).short("cm"),
 		define[corev1.Endpoints](v1, "endpoints", endpoint.Strategy).short("ep").at("/registry/services/endpoints/"),
 		define[corev1.Event](v1, "events", event.Strategy).short("ev").
-			selects(eventFields).expiring(func(obj store.Object) time.Time { return lastSeen(obj).Add(eventTTL) }),
+			selects(eventFields).expiring(func(obj store.Object) time.Time { return lastSeen(obj).Add(eventTTL) }).
+			alsoServedAs(define[eventsv1.Event](eventsv1.SchemeGroupVersion, "events", event.Strategy)),
 		define[corev1.LimitRange](v1, "limitranges", limitrange.Strategy).short("limits"),
 		define[corev1.Namespace](v1, "namespaces", namespace.Strategy).short("ns").verbs(withoutDeleteCollection()).
 			withStatus(namespace.StatusStrategy).selects(namespaceFields).returnsDeleted().

@@ -2,6 +2,8 @@ package registry
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -10,6 +12,7 @@ import (
 	"k8s.io/kubernetes/pkg/registry/apps/deployment"
 	"k8s.io/kubernetes/pkg/registry/apps/replicaset"
 	"k8s.io/kubernetes/pkg/registry/apps/statefulset"
+	"k8s.io/kubernetes/pkg/registry/autoscaling/horizontalpodautoscaler"
 	"k8s.io/kubernetes/pkg/registry/batch/cronjob"
 	"k8s.io/kubernetes/pkg/registry/batch/job"
 	"k8s.io/kubernetes/pkg/registry/policy/poddisruptionbudget"
@@ -29,6 +32,10 @@ func workloadKinds() []*definition {
 			withStatus(replicaset.StatusStrategy).selects(replicaSetFields).scaled(replicaSetScale()),
 		define[appsv1.StatefulSet](apps, "statefulsets", statefulset.Strategy).short("sts").category("all").
 			withStatus(statefulset.StatusStrategy).scaled(statefulSetScale()),
+
+		define[autoscalingv2.HorizontalPodAutoscaler](autoscalingv2.SchemeGroupVersion, "horizontalpodautoscalers", horizontalpodautoscaler.Strategy).
+			short("hpa").category("all").withStatus(horizontalpodautoscaler.StatusStrategy).
+			alsoServedAs(define[autoscalingv1.HorizontalPodAutoscaler](autoscalingv1.SchemeGroupVersion, "horizontalpodautoscalers", horizontalpodautoscaler.Strategy)),
 
 		define[batchv1.CronJob](batch, "cronjobs", cronjob.Strategy).short("cj").category("all").
 			withStatus(cronjob.StatusStrategy),

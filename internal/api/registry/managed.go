@@ -88,7 +88,7 @@ func (r *Registry) newFieldManager(kind schema.GroupVersionKind, sub string, str
 			if err != nil {
 				return nil, err
 			}
-			return upstream.NewDefaultFieldManager(conv, legacyscheme.Scheme, legacyscheme.Scheme, legacyscheme.Scheme,
+			return upstream.NewDefaultFieldManager(conv, betweenVersions{legacyscheme.Scheme}, legacyscheme.Scheme, legacyscheme.Scheme,
 				kind, kind.GroupVersion(), sub, resetFields(strategy))
 		}),
 	}

@@ -42,7 +42,7 @@ func (r *Resource) Patch(ctx context.Context, namespace, name, sub string, req P
 		return entry, false, err
 	}
 	p := patcher{resource: r, manager: r.managers[sub], kind: r.Kind, empty: r.def.newObj, req: req, ctx: ctx}
-	return r.update(ctx, updating{
+	return r.updateView(ctx, updating{
 		namespace: namespace, name: name, sub: sub, strategy: r.updateStrategy(sub), opts: opts,
 		forceCreate: req.Type == types.ApplyPatchType && sub == "",
 		apply: func(current store.Object) (store.Object, error) {
@@ -154,6 +154,9 @@ func (p *patcher) document(current store.Object) (store.Object, error) {
 func (p *patcher) encoded(current store.Object) ([]byte, error) {
 	r := p.resource
 	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(current.GetNamespace(), current.GetName()))
+	if err == nil {
+		entry, err = r.view(entry)
+	}
 	if err == nil && entry.Object == current {
 		return entry.JSON()
 	}

@@ -25,7 +25,7 @@ func (r *Resource) Get(ctx context.Context, namespace, name, revision string) (*
 	if err != nil {
 		return nil, statusError(err, r.Resource.GroupResource(), name)
 	}
-	return entry, nil
+	return r.view(entry)
 }
 
 // GetSub returns a subresource that can be read: a view of the object, or its scale.
@@ -114,7 +114,10 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 	if err != nil {
 		return List{}, statusError(err, r.Resource.GroupResource(), "")
 	}
-	list := List{Entries: got.Entries, Revision: got.Rev}
+	list := List{Revision: got.Rev}
+	if list.Entries, err = r.viewAll(got.Entries); err != nil {
+		return List{}, err
+	}
 	if got.More {
 		token, err := json.Marshal(continueToken{continueVersion, got.Rev, got.LastKey + "\x00"})
 		if err != nil {
@@ -158,8 +161,9 @@ func (r *Resource) listOne(namespace string, sel selected) (List, error) {
 	list := List{Revision: r.store.Revision()}
 	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(namespace, sel.name))
 	if err == nil && (sel.filter == nil || sel.filter(entry)) {
-		list.Entries = []*store.Entry{entry}
 		list.Revision = max(list.Revision, entry.Rev)
+		list.Entries, err = r.viewAll([]*store.Entry{entry})
+		return list, err
 	}
 	return list, nil
 }
@@ -172,6 +176,9 @@ func (r *Resource) Watch(ctx context.Context, namespace string, opts ListOptions
 		return nil, err
 	}
 	want := store.WatchOptions{Namespace: namespace, Filter: sel.filter}
+	if !r.isStored() {
+		want.Map = r.viewEvents
+	}
 	rev, err := r.watchRevision(opts.Revision)
 	if err != nil {
 		return nil, err

@@ -84,7 +84,9 @@ func New(opts Options) (*Registry, error) {
 		byKind: make(map[schema.GroupVersionKind]*Resource),
 	}
 	r.alloc = newServiceAllocator(r)
-	r.defs = r.builtins()
+	for _, d := range r.builtins() {
+		r.defs = append(append(r.defs, d), d.also...)
+	}
 	for _, d := range r.defs {
 		res := &Resource{Info: d.info, registry: r, def: d, subs: make(map[string]*subresource), managers: make(map[string]*fieldManager)}
 		res.managers[""] = r.newFieldManager(d.info.Kind, "", d.strategy)
@@ -108,7 +110,9 @@ func New(opts Options) (*Registry, error) {
 func (r *Registry) Kinds() []*store.Kind {
 	kinds := []*store.Kind{rangeKind()}
 	for _, d := range r.defs {
-		kinds = append(kinds, d.stored)
+		if d.info.Primary {
+			kinds = append(kinds, d.stored)
+		}
 	}
 	return kinds
 }

@@ -26,6 +26,8 @@ type Strategy interface {
 type Info struct {
 	Resource     schema.GroupVersionResource
 	Kind         schema.GroupVersionKind
+	Stored       schema.GroupVersionKind // the version that is kept in etcd
+	Primary      bool                    // of the versions of one table, the one for who looks at each object once
 	ListKind     string
 	Namespaced   bool
 	Singular     string
@@ -61,7 +63,10 @@ type definition struct {
 	subs     []*subresource
 	newObj   func() store.Object
 	stored   *store.Kind
-	// selectable adds to metadata.name and metadata.namespace what field selectors know.
+	versions versions
+	served   store.Codec   // of the served version
+	also     []*definition // other versions of the same table
+	// selectable adds to metadata.name and metadata.namespace what field selectors know; it is given stored objects.
 	selectable func(obj store.Object) fields.Set
 	// indexedFields are field selectors answered by the store's index of that name.
 	indexedFields []string
@@ -75,7 +80,7 @@ type hooks struct {
 	// begin sees the new object (internal type) before its strategy does; old is nil on
 	// create. finish is called with whether the object was stored; it may be nil.
 	begin func(ctx context.Context, obj, old runtime.Object, dryRun bool) (finish func(stored bool), err error)
-	// afterDelete sees the last content of an object that is gone.
+	// afterDelete sees the last content, as it was stored, of an object that is gone.
 	afterDelete func(ctx context.Context, obj store.Object)
 }
 

@@ -168,6 +168,9 @@ func (r *Resource) storeMapped(ctx context.Context, namespace, name string, s *s
 	if err != nil {
 		return nil, err
 	}
+	if entry, err = r.view(entry); err != nil {
+		return nil, err
+	}
 	result, err := s.fromParent(entry.Object)
 	if err != nil {
 		return nil, err

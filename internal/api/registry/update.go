@@ -21,8 +21,8 @@ import (
 	"gantry.dev/gantry/internal/store"
 )
 
-// change makes the new object from the current one, which it must not touch; current is nil
-// when there is none. The result has its managed fields and is the caller's own.
+// change makes the new object from the current one, both of the served version, which it must
+// not touch; current is nil when there is none. The result has its managed fields and is the caller's own.
 type change func(current store.Object) (store.Object, error)
 
 // updating is one update on its way.
@@ -64,7 +64,17 @@ func (r *Resource) Update(ctx context.Context, namespace, name, sub string, in r
 		}
 		return r.managers[sub].update(current, next, manager)
 	}
-	return r.update(ctx, u)
+	return r.updateView(ctx, u)
+}
+
+// updateView is update, answered in the served version.
+func (r *Resource) updateView(ctx context.Context, u updating) (*store.Entry, bool, error) {
+	entry, created, err := r.update(ctx, u)
+	if err != nil {
+		return nil, false, err
+	}
+	entry, err = r.view(entry)
+	return entry, created, err
 }
 
 func (r *Resource) updateStrategy(sub string) rest.RESTUpdateStrategy {
@@ -87,7 +97,7 @@ func checkName(obj store.Object, namespace, name string) error {
 	return nil
 }
 
-// update runs u until it is stored or fails; a lost race starts it again.
+// update runs u until it is stored or fails; a lost race starts it again. It returns the stored entry.
 func (r *Resource) update(ctx context.Context, u updating) (*store.Entry, bool, error) {
 	key := r.def.stored.Key(u.namespace, u.name)
 	for ctx.Err() == nil {
@@ -137,7 +147,11 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 		return nil, false, apierrors.NewConflict(r.Resource.GroupResource(), u.name,
 			preconditionError("UID", u.uid, current.Object.GetUID()))
 	}
-	obj, err := u.apply(current.Object)
+	live, err := r.view(current)
+	if err != nil {
+		return nil, false, err
+	}
+	obj, err := u.apply(live.Object)
 	if err != nil {
 		return nil, false, err
 	}
@@ -145,11 +159,11 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 		return nil, false, err
 	}
 	old := current.Object.DeepCopyObject().(store.Object) // strategies share the old object's insides with the new
-	internal, err := r.toInternal(obj)
+	internal, err := r.def.versions.toInternal(obj)
 	if err != nil {
 		return nil, false, err
 	}
-	oldInternal, err := r.toInternal(old)
+	oldInternal, err := r.def.versions.fromStored(old)
 	if err != nil {
 		return nil, false, err
 	}
@@ -170,7 +184,7 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 	if err != nil {
 		return nil, false, err
 	}
-	if obj, err = r.toVersioned(internal); err != nil {
+	if obj, err = r.def.versions.toStored(internal); err != nil {
 		return nil, false, err
 	}
 	if remove {
