@@ -13,7 +13,9 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"golang.org/x/net/websocket"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"gantry.dev/gantry/internal/store"
 )
@@ -59,9 +61,7 @@ func (s *Server) watch(q *query, ep *endpoint) int {
 	gauge := s.metrics.inflight.WithLabelValues("WATCH", q.path.Resource)
 	gauge.Inc()
 	defer gauge.Dec()
-	stream.begin()
-	stream.run(source, s.watchTimeout(q.list.timeout))
-	return http.StatusOK
+	return stream.serve(func() { stream.run(source, s.watchTimeout(q.list.timeout)) })
 }
 
 // watchTimeout is how long a watch lives: as asked, else a random time so that not all watches end at once.
@@ -80,6 +80,21 @@ type watchStream struct {
 	out    output
 	table  *tableMaker // for shapeTable
 	buffer []byte
+	limit  *writeLimit
+	socket *websocket.Conn // events go here, a message each; nil for plain HTTP
+	gone   bool            // the WebSocket's client is
+}
+
+// serve sends the head and then what body writes.
+func (w *watchStream) serve(body func()) int {
+	if wsstream.IsWebSocketRequest(w.q.r) {
+		return w.serveSocket(body)
+	}
+	w.limit = newWriteLimit(w.q.w)
+	defer w.limit.release()
+	w.begin()
+	body()
+	return http.StatusOK
 }
 
 // prepare reads what the transformation needs.
@@ -105,16 +120,18 @@ func (w *watchStream) begin() {
 
 // failed answers with a stream of one error.
 func (w *watchStream) failed(err error) int {
-	w.begin()
-	w.appendError(err)
-	w.flush()
-	return http.StatusOK
+	return w.serve(func() {
+		w.appendError(err)
+		w.flush()
+	})
 }
 
 // run writes events until the end.
 func (w *watchStream) run(source *store.Watch, timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(w.q.r.Context(), timeout)
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { w.limit.within(lastWrite) })()
+	source.OnSlow(func() { w.limit.within(lastWrite) })
 	initial, announced := source.InitialCount(), !w.announces()
 	nextBookmark := time.Now().Add(w.server.opts.BookmarkPeriod)
 	for {
@@ -267,6 +284,9 @@ func (w *watchStream) appendJSON(name string, object []byte) {
 	w.buffer = append(w.buffer, `","object":`...)
 	w.buffer = append(w.buffer, object...)
 	w.buffer = append(w.buffer, '}', '\n')
+	if w.socket != nil {
+		w.message(websocket.TextFrame)
+	}
 }
 
 // appendProto appends a frame: its length, then a WatchEvent (type is field 1, object field 2 with the envelope as
@@ -275,11 +295,16 @@ func (w *watchStream) appendProto(name string, head, raw []byte) {
 	inner := envelopeSize(head, raw)
 	extension := 1 + uvarintSize(inner) + inner
 	size := 1 + uvarintSize(len(name)) + len(name) + 1 + uvarintSize(extension) + extension
-	w.buffer = binary.BigEndian.AppendUint32(w.buffer, uint32(size))
+	if w.socket == nil { // its messages have a length of their own
+		w.buffer = binary.BigEndian.AppendUint32(w.buffer, uint32(size))
+	}
 	w.buffer = appendField(w.buffer, tag1, []byte(name))
 	w.buffer = appendTag(w.buffer, tag2, extension)
 	w.buffer = appendTag(w.buffer, tag1, inner)
 	w.buffer = appendEnvelope(w.buffer, head, raw)
+	if w.socket != nil {
+		w.message(websocket.BinaryFrame)
+	}
 }
 
 // maxIdleWatchBuffer is how much memory an idle watch keeps.
@@ -287,6 +312,9 @@ const maxIdleWatchBuffer = 4 << 10
 
 // flush sends what was appended; false if the client is gone.
 func (w *watchStream) flush() bool {
+	if w.socket != nil {
+		return !w.gone
+	}
 	if len(w.buffer) > 0 {
 		if _, err := w.q.w.Write(w.buffer); err != nil {
 			return false

@@ -65,7 +65,7 @@ func (s *Store) listAt(ctx context.Context, t *table, rev int64) (*btree.BTreeG[
 	if err != nil {
 		return nil, err
 	}
-	old := newTable(&Kind{Name: t.kind.Name}, t.applied, 1)
+	old := newTable(&Kind{Name: t.kind.Name}, t.applied, ring{max: 1})
 	for _, e := range entries {
 		old.putLocked(e)
 	}
@@ -106,6 +106,7 @@ func (s *Store) applyEvent(event *mvccpb.Event) error {
 	default:
 		if p := s.claim(string(kv.Key), kv.Value); p != nil {
 			p.entry = t.entry(key, p.obj, kv.ModRevision)
+			p.entry.size = len(kv.Value)
 			close(p.done) // before the revision is reached, for which the writer waits too
 			t.put(p.entry)
 			return nil
@@ -162,7 +163,7 @@ func (s *Store) refillHistory(ctx context.Context, loaded int64) error {
 		if err != nil {
 			return err
 		}
-		old := newTable(t.kind, &s.applied, int(loaded-from)+1)
+		old := newTable(t.kind, &s.applied, ring{max: int(loaded-from) + 1, maxBytes: s.opts.HistoryBytes})
 		old.applied = nil
 		for _, e := range entries {
 			old.putLocked(e)
@@ -177,7 +178,9 @@ func (s *Store) refillHistory(ctx context.Context, loaded int64) error {
 	}
 	for t, old := range past {
 		t.mu.Lock()
-		t.history.prepend(old.history.events, from)
+		if t.history.from == loaded { // else changes since the start have already pushed the older ones out
+			t.history.prepend(old.history.events, max(from, old.history.from))
+		}
 		t.mu.Unlock()
 	}
 	return nil

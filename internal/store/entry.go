@@ -12,6 +12,7 @@ type Entry struct {
 	Object Object
 
 	codec Codec
+	size  int // of the encoded form in etcd, 0 for an answer that is not stored
 	json  atomic.Pointer[[]byte]
 	proto atomic.Pointer[[]byte]
 	views atomic.Pointer[view]
@@ -99,5 +100,5 @@ func once(slot *atomic.Pointer[[]byte], obj Object, encode func(Object) ([]byte,
 func (e *Entry) atRevision(rev int64) *Entry {
 	obj := e.Object.DeepCopyObject().(Object)
 	obj.SetResourceVersion(formatRev(rev))
-	return &Entry{Key: e.Key, Rev: rev, Object: obj, codec: e.codec}
+	return &Entry{Key: e.Key, Rev: rev, Object: obj, codec: e.codec, size: e.size}
 }

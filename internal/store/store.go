@@ -22,6 +22,7 @@ type Options struct {
 	QuotaBytes      int64         // size of the database beyond which writes are refused; default 2 GiB
 	CompactInterval time.Duration // history is kept for one to two of these; default 5m, upstream's
 	History         int           // changes kept a kind for watches to resume from, default 10000
+	HistoryBytes    int           // encoded size of the changes kept a kind, and of those that wait for a watch's reader; default 32 MiB
 	NoFsync         bool          // for tests: an acknowledged write may be lost in a crash
 }
 
@@ -62,6 +63,7 @@ func New(opts Options) (*Store, error) {
 	opts.QuotaBytes = cmp.Or(opts.QuotaBytes, 2<<30)
 	opts.CompactInterval = cmp.Or(opts.CompactInterval, 5*time.Minute)
 	opts.History = cmp.Or(opts.History, 10000)
+	opts.HistoryBytes = cmp.Or(opts.HistoryBytes, 32<<20)
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -72,6 +74,8 @@ func New(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("store: Tick is %v, want at least 1ms", opts.Tick)
 	case opts.History < 1:
 		return nil, fmt.Errorf("store: History is %d, want at least 1", opts.History)
+	case opts.HistoryBytes < 1:
+		return nil, fmt.Errorf("store: HistoryBytes is %d, want at least 1", opts.HistoryBytes)
 	}
 	s := &Store{
 		opts:    opts,
@@ -85,7 +89,7 @@ func New(opts Options) (*Store, error) {
 		if s.tables[kind.Name] != nil || s.routes[kind.Prefix] != nil {
 			return nil, fmt.Errorf("store: kind %s or its prefix %s is there twice", kind.Name, kind.Prefix)
 		}
-		t := newTable(kind, &s.applied, opts.History)
+		t := newTable(kind, &s.applied, ring{max: opts.History, maxBytes: opts.HistoryBytes})
 		s.tables[kind.Name], s.routes[kind.Prefix] = t, t
 	}
 	return s, nil

@@ -41,14 +41,14 @@ type table struct {
 	watchers map[*Watch]struct{}
 }
 
-func newTable(kind *Kind, applied *atomic.Int64, historySize int) *table {
+func newTable(kind *Kind, applied *atomic.Int64, history ring) *table {
 	t := &table{
 		kind:     kind,
 		applied:  applied,
 		byKey:    make(map[string]*Entry),
 		ordered:  btree.NewG(32, func(a, b *Entry) bool { return a.Key < b.Key }),
 		indexes:  make(map[string]map[string]map[string]*Entry, len(kind.Indexes)),
-		history:  ring{max: historySize},
+		history:  history,
 		watchers: make(map[*Watch]struct{}),
 	}
 	for name := range kind.Indexes {
@@ -181,27 +181,54 @@ func ascend(tree *btree.BTreeG[*Entry], namespace, after string, visit func(*Ent
 	})
 }
 
-// ring is the recent history of a table: every change after revision from.
+// ring is the recent history of a table: every change after revision from. It is bounded by
+// count and, because a kind may have few and large objects, by their encoded size.
 type ring struct {
-	max    int
-	from   int64 // changes up to and including this revision are not kept
-	events []Event
+	max      int
+	maxBytes int   // 0 is no limit
+	from     int64 // changes up to and including this revision are not kept
+	bytes    int   // of the events kept
+	events   []Event
 }
 
 func (r *ring) add(event Event) {
 	r.events = append(r.events, event)
-	if len(r.events) < 2*r.max {
+	r.bytes += event.Entry.size
+	r.trim()
+}
+
+// trim drops the oldest events when there are too many. It drops a good part of them at once, so
+// that the cost of copying the rest is shared by many changes.
+func (r *ring) trim() {
+	drop := 0
+	if len(r.events) >= 2*r.max {
+		drop = len(r.events) - r.max
+	}
+	kept := r.bytes
+	for _, event := range r.events[:drop] {
+		kept -= event.Entry.size
+	}
+	if r.maxBytes > 0 && kept > r.maxBytes {
+		for drop < len(r.events) && kept > r.maxBytes/4*3 {
+			kept -= r.events[drop].Entry.size
+			drop++
+		}
+	}
+	if drop == 0 {
 		return
 	}
-	drop := len(r.events) - r.max
-	r.from = r.events[drop-1].Rev
-	r.events = append(make([]Event, 0, 2*r.max), r.events[drop:]...)
+	r.from, r.bytes = r.events[drop-1].Rev, kept
+	r.events = append(make([]Event, 0, 2*(len(r.events)-drop)), r.events[drop:]...)
 }
 
 // prepend puts older events, complete from revision from on, before those kept.
 func (r *ring) prepend(older []Event, from int64) {
+	for _, event := range older {
+		r.bytes += event.Entry.size
+	}
 	r.events = append(older, r.events...)
 	r.from = from
+	r.trim()
 }
 
 // since lists the events after rev; ErrGone if some are no longer kept.

@@ -256,7 +256,9 @@ func (t *table) open(key string, value []byte, rev int64) (*Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decoding %s %s at revision %d: %w", t.kind.Name, key, rev, err)
 	}
-	return t.entry(key, obj, rev), nil
+	entry := t.entry(key, obj, rev)
+	entry.size = len(value)
+	return entry, nil
 }
 
 func (t *table) entry(key string, obj Object, rev int64) *Entry {

@@ -24,7 +24,8 @@ type Watch struct {
 	namespace string // with the slash that ends it in keys, or ""
 	filter    func(*Entry) bool
 	convert   func([]Event) error
-	max       int
+	max       int // events in the queue
+	maxBytes  int // of the events in the queue, 0 is no limit
 	table     *table
 	applied   *atomic.Int64
 	initial   int   // events of the initial state still to be delivered
@@ -33,14 +34,16 @@ type Watch struct {
 
 	mu     sync.Mutex // guards the fields below
 	queue  []Event
+	bytes  int // of the queue without the initial state, which the table holds anyway
 	ended  error
 	closed bool
+	onSlow func()
 }
 
 // watch registers a watch on t.
 func (t *table) watch(opts WatchOptions) (*Watch, error) {
 	w := &Watch{
-		filter: opts.Filter, convert: opts.Map, max: opts.Queue, table: t, applied: t.applied,
+		filter: opts.Filter, convert: opts.Map, max: opts.Queue, maxBytes: t.history.maxBytes, table: t, applied: t.applied,
 		start: opts.Since, wake: make(chan struct{}, 1),
 	}
 	if w.max == 0 {
@@ -103,9 +106,12 @@ func (w *Watch) offer(event Event) bool {
 	if w.closed || w.ended != nil {
 		return false
 	}
-	if len(w.queue) >= w.max+w.initial {
+	if w.bytes += event.Entry.size; len(w.queue) >= w.max+w.initial || (w.maxBytes > 0 && w.bytes > w.maxBytes) {
 		w.ended, w.queue = ErrSlow, nil
 		w.signal()
+		if w.onSlow != nil {
+			go w.onSlow()
+		}
 		return false
 	}
 	w.queue = append(w.queue, event)
@@ -135,6 +141,15 @@ func (w *Watch) signal() {
 	}
 }
 
+// OnSlow sets what is called, once and in a goroutine of its own, when the watch ends because its
+// reader did not keep up: a reader that waits for something else than Next learns of it that way.
+// It must be quick and not block.
+func (w *Watch) OnSlow(call func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.onSlow = call
+}
+
 // Start is the revision at which the watch began: that of the initial state, or the Since
 // it was given.
 func (w *Watch) Start() int64 { return w.start }
@@ -150,7 +165,7 @@ func (w *Watch) Next(ctx context.Context) ([]Event, int64, error) {
 		reached := max(w.applied.Load(), w.start)
 		w.mu.Lock()
 		events, ended := w.queue, w.ended
-		w.queue = nil
+		w.queue, w.bytes = nil, 0
 		w.mu.Unlock()
 		if len(events) > 0 {
 			if w.convert != nil {
