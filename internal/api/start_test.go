@@ -111,7 +111,10 @@ func (r registryReader) Get(ctx context.Context, key client.ObjectKey, object cl
 }
 
 // start runs an API until the test ends.
-func start(t testing.TB, opts Options) *cluster {
+func start(t testing.TB, opts Options) *cluster { return startOver(t, opts, store.Options{}) }
+
+// startOver is start with a store of those options.
+func startOver(t testing.TB, opts Options, storeOpts store.Options) *cluster {
 	t.Helper()
 	c := &cluster{pki: newPKI(t)}
 	authn, err := auth.New(auth.Options{ClientCAs: func() *x509.CertPool { return c.pki.pool }, SigningKey: mustKey(t),
@@ -124,7 +127,8 @@ func start(t testing.TB, opts Options) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := store.New(store.Options{Dir: t.TempDir(), Kinds: c.registry.Kinds(), NoFsync: true})
+	storeOpts.Dir, storeOpts.Kinds, storeOpts.NoFsync = t.TempDir(), c.registry.Kinds(), true
+	st, err := store.New(storeOpts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -150,6 +150,25 @@ func (t *table) snapshot() (*btree.BTreeG[*Entry], int64) {
 	return t.ordered.Clone(), t.applied.Load()
 }
 
+// rewound is the table's content at an earlier revision, made from the history; nil if that does not reach back.
+func (t *table) rewound(rev int64) *btree.BTreeG[*Entry] {
+	t.mu.Lock() // Clone writes to the tree it copies
+	past, err := t.history.since(rev)
+	tree := t.ordered.Clone()
+	t.mu.Unlock()
+	if err != nil {
+		return nil
+	}
+	for i := len(past) - 1; i >= 0; i-- { // the history is only appended to, so reading it needs no lock
+		if past[i].Prev != nil {
+			tree.ReplaceOrInsert(past[i].Prev)
+		} else {
+			tree.Delete(past[i].Entry)
+		}
+	}
+	return tree
+}
+
 // indexed lists the entries with the given index value and the revision of the answer.
 func (t *table) indexed(index, value string) ([]*Entry, int64) {
 	t.mu.RLock()

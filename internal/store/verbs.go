@@ -55,11 +55,12 @@ func (s *Store) List(ctx context.Context, kind string, opts ListOptions) (List, 
 		return List{}, ErrFuture
 	}
 	if opts.Rev != 0 && opts.Rev != rev && !t.unchangedSince(opts.Rev) {
-		old, err := s.listAt(ctx, t, opts.Rev)
-		if err != nil {
-			return List{}, err
+		if tree = t.rewound(opts.Rev); tree == nil { // from before the history
+			var err error
+			if tree, err = s.listAt(ctx, t, opts.Rev); err != nil {
+				return List{}, err
+			}
 		}
-		tree = old
 	}
 	list := List{Rev: cmp.Or(opts.Rev, rev)}
 	ascend(tree, opts.Namespace, opts.After, func(e *Entry) bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -78,7 +79,20 @@ type continueToken struct {
 	StartKey        string `json:"start"`
 }
 
-const continueVersion = "meta.k8s.io/v1"
+const (
+	continueVersion = "meta.k8s.io/v1"
+	latestRevision  = -1     // in a token: go on with whatever is there
+	afterKey        = "\x00" // what follows a key in the order of keys
+)
+
+// encodeContinue makes the token of the page after a key.
+func encodeContinue(revision int64, after string) (string, error) {
+	data, err := json.Marshal(continueToken{continueVersion, revision, after + afterKey})
+	if err != nil {
+		return "", fmt.Errorf("encoding a continue token: %w", err)
+	}
+	return base64.RawURLEncoding.EncodeToString(data), nil
+}
 
 // List returns the objects of a namespace ("" is all) that match.
 func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions) (List, error) {
@@ -97,7 +111,7 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 		if err != nil {
 			return List{}, err
 		}
-		if opts.Match == metav1.ResourceVersionMatchExact {
+		if exactRevision(opts) {
 			want.Rev, want.Index = rev, ""
 		}
 	}
@@ -109,7 +123,7 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 	}
 	got, err := r.store.List(ctx, r.def.stored.Name, want)
 	if errors.Is(err, store.ErrGone) {
-		return List{}, r.expired(opts.Continue != "")
+		return List{}, r.expired(want.After)
 	}
 	if err != nil {
 		return List{}, statusError(err, r.Resource.GroupResource(), "")
@@ -119,11 +133,9 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 		return List{}, err
 	}
 	if got.More {
-		token, err := json.Marshal(continueToken{continueVersion, got.Rev, got.LastKey + "\x00"})
-		if err != nil {
+		if list.Continue, err = encodeContinue(got.Rev, got.LastKey); err != nil {
 			return List{}, err
 		}
-		list.Continue = base64.RawURLEncoding.EncodeToString(token)
 		if sel.filter == nil {
 			list.Remaining = &got.Remaining
 		}
@@ -141,19 +153,40 @@ func (r *Resource) resume(want *store.ListOptions, opts ListOptions) error {
 	if err == nil {
 		err = json.Unmarshal(data, &token)
 	}
-	if err != nil || token.APIVersion != continueVersion || token.StartKey == "" || token.ResourceVersion < 0 {
+	after, ended := strings.CutSuffix(token.StartKey, afterKey)
+	if err != nil || token.APIVersion != continueVersion || !ended || after == "" || token.ResourceVersion == 0 || token.ResourceVersion < latestRevision {
 		return apierrors.NewBadRequest("continue key is not valid: it must be the one that the server returned with the previous page")
 	}
-	want.Rev, want.After, want.Index = token.ResourceVersion, token.StartKey[:len(token.StartKey)-1], ""
+	want.Rev, want.After, want.Index = max(token.ResourceVersion, 0), after, ""
 	return nil
 }
 
-func (r *Resource) expired(continued bool) error {
-	if !continued {
+// exactRevision reports whether a list is of one revision: asked for by name, or as clients did before they could name
+// it, by a limit together with a revision.
+func exactRevision(opts ListOptions) bool {
+	if opts.Match == "" {
+		return opts.Limit > 0 && opts.Revision != "" && opts.Revision != "0"
+	}
+	return opts.Match == metav1.ResourceVersionMatchExact
+}
+
+// expired is the 410 of a list whose revision is no longer kept. After is where a page should have started: the answer
+// holds a token to go on from there with what is there now, for clients that would rather have an inconsistent list
+// than start again.
+func (r *Resource) expired(after string) error {
+	if after == "" {
 		return apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
 	}
-	return apierrors.NewResourceExpired("The provided continue parameter is too old to display a consistent list result. " +
-		"You can start a new list without the continue parameter.")
+	token, err := encodeContinue(latestRevision, after)
+	if err != nil {
+		return err
+	}
+	status := apierrors.NewResourceExpired("The provided continue parameter is too old to display a consistent list result. " +
+		"You can start a new list without the continue parameter, or use the continue token in this response to retrieve the " +
+		"remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, " +
+		"modified, or deleted between the time the first chunk was returned and now may show up in the list.")
+	status.ErrStatus.Continue = token
+	return status
 }
 
 // listOne answers a list that names its one object.
