@@ -318,11 +318,14 @@ func (s *Server) subresource(q *query, ep *endpoint) int {
 	if sub == nil || q.path.Name == "" {
 		return s.fail(q, errNoRoute())
 	}
+	if s.streams.serves(q.path.Resource, q.path.Subresource) {
+		if !connects(q.path.Subresource, q.r.Method) {
+			return s.fail(q, errNoMethod())
+		}
+		return s.streams.connect(q)
+	}
 	if !sub.verbs[q.path.Verb] {
 		return s.fail(q, errNoMethod())
-	}
-	if s.streams.serves(q.path.Resource, q.path.Subresource) {
-		return s.streams.connect(q, ep)
 	}
 	if q.path.rest != "" {
 		return s.fail(q, errNoRoute())

@@ -39,7 +39,7 @@ type Options struct {
 
 	AgentTransport http.RoundTripper // speaks to nodes' agents, with the apiserver-kubelet-client certificate; nil: no streams
 	AgentPort      int               // port of agents whose node names none, default 10250
-	ProxyTransport http.RoundTripper // speaks to pods and services for the proxy subresources; default http.DefaultTransport
+	ProxyTransport http.RoundTripper // speaks to pods and services for the proxy subresources; default believes any certificate
 
 	MaxInFlight    int           // requests served at once, long-running ones apart, default 600
 	MaxBodyBytes   int64         // default 3 MiB
@@ -105,7 +105,7 @@ func (o *Options) setDefaults() error {
 		o.Metrics = prometheus.NewRegistry()
 	}
 	if o.ProxyTransport == nil {
-		o.ProxyTransport = http.DefaultTransport
+		o.ProxyTransport = newProxyTransport()
 	}
 	setDefault(&o.AgentPort, 10250)
 	setDefault(&o.MaxInFlight, 600)

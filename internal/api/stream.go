@@ -2,11 +2,16 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,7 +32,18 @@ import (
 	registrynode "k8s.io/kubernetes/pkg/registry/core/node"
 	registrypod "k8s.io/kubernetes/pkg/registry/core/pod"
 	podrest "k8s.io/kubernetes/pkg/registry/core/pod/rest"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
+
+// newProxyTransport speaks to pods, services and nodes for the proxy subresources. As upstream's it believes any
+// certificate: those of workloads are signed by nobody we know, and the connection stays in the cluster.
+func newProxyTransport() http.RoundTripper {
+	return &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:     &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, //nolint:gosec // see above
+		TLSHandshakeTimeout: 10 * time.Second, MaxIdleConns: 64, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second,
+	}
+}
 
 // streams serves the subresources that end at a node's agent or at a pod: log, exec, attach, portforward, proxy.
 // Where they go and what they say when something is missing is upstream's; WebSocket exec and portforward are
@@ -83,6 +99,32 @@ func (s *streams) serves(resource, subresource string) bool {
 	return false
 }
 
+// connects reports whether a stream takes a method: a proxy takes all, as upstream's does.
+func connects(subresource, method string) bool {
+	switch method {
+	case http.MethodGet:
+		return true
+	case http.MethodHead:
+		return subresource == "proxy" || subresource == "log"
+	case http.MethodPost:
+		return subresource != "log"
+	case http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return subresource == "proxy"
+	}
+	return false
+}
+
+// dropCredentials removes what a request says about who sends it: that is for us, and where the request goes it could
+// be used or believed.
+func dropCredentials(header http.Header) {
+	header.Del("Authorization")
+	for name := range header {
+		if strings.HasPrefix(name, "Impersonate-") || strings.HasPrefix(name, "X-Remote-") {
+			header.Del(name)
+		}
+	}
+}
+
 // agentInfo finds a node's agent. It implements client.ConnectionInfoGetter of upstream.
 type agentInfo struct{ server *Server }
 
@@ -125,8 +167,8 @@ func nodeHost(node *corev1.Node) string {
 }
 
 // connect answers a stream.
-func (s *streams) connect(q *query, ep *endpoint) int {
-	q.r.Header.Del("Authorization") // the client's credentials are for us
+func (s *streams) connect(q *query) int {
+	dropCredentials(q.r.Header)
 	ctx := request.WithNamespace(q.context(), q.path.Namespace)
 	name, sub := q.path.Name, q.path.Subresource
 	gauge := s.server.metrics.inflight.WithLabelValues("CONNECT", q.path.Resource)
@@ -136,10 +178,7 @@ func (s *streams) connect(q *query, ep *endpoint) int {
 		return s.log(ctx, q)
 	}
 	if sub == "proxy" {
-		return s.proxy(ctx, q, ep)
-	}
-	if q.r.Method != http.MethodGet && q.r.Method != http.MethodPost {
-		return s.server.fail(q, errNoMethod())
+		return s.proxy(ctx, q)
 	}
 	connecter := s.conn[sub]
 	opts, _, _ := connecter.NewConnectOptions()
@@ -193,8 +232,36 @@ func (s *streams) log(ctx context.Context, q *query) int {
 		ResponseChecker: genericrest.NewGenericHttpResponseChecker(core.Resource("pods/log"), q.path.Name),
 	}
 	counted := &codeWriter{ResponseWriter: q.w, code: http.StatusOK}
-	responsewriters.StreamObject(http.StatusOK, corev1.SchemeGroupVersion, legacyscheme.Codecs, stream, counted, q.r.WithContext(ctx))
+	var w http.ResponseWriter = counted
+	if wsstream.IsWebSocketRequest(q.r) {
+		w = q.w // an upgrade takes the connection over and looks for that on the writer itself
+	}
+	responsewriters.StreamObject(http.StatusOK, corev1.SchemeGroupVersion, legacyscheme.Codecs, wholeStream{stream}, w, q.r.WithContext(ctx))
 	return counted.code
+}
+
+// wholeStream gives its end apart from its last bytes: upstream's WebSocket reader forgets bytes that come together
+// with the end.
+type wholeStream struct{ rest.ResourceStreamer }
+
+// InputStream implements rest.ResourceStreamer.
+func (s wholeStream) InputStream(ctx context.Context, apiVersion, accept string) (io.ReadCloser, bool, string, error) {
+	stream, flush, contentType, err := s.ResourceStreamer.InputStream(ctx, apiVersion, accept)
+	if stream != nil {
+		stream = lateEnd{stream}
+	}
+	return stream, flush, contentType, err
+}
+
+type lateEnd struct{ io.ReadCloser }
+
+// Read implements io.Reader; an error that comes with bytes comes again without them.
+func (l lateEnd) Read(p []byte) (int, error) {
+	n, err := l.ReadCloser.Read(p)
+	if n > 0 {
+		err = nil
+	}
+	return n, err
 }
 
 // codeWriter remembers the code that others wrote.
@@ -220,7 +287,7 @@ func (w *codeWriter) Flush() {
 func (w *codeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // proxy passes a request on to a node, pod or service.
-func (s *streams) proxy(ctx context.Context, q *query, _ *endpoint) int {
+func (s *streams) proxy(ctx context.Context, q *query) int {
 	var location *url.URL
 	var transport http.RoundTripper
 	var err error
@@ -244,7 +311,7 @@ func (s *streams) proxy(ctx context.Context, q *query, _ *endpoint) int {
 	handler.UseLocationHost = false
 	var w http.ResponseWriter = counted
 	if _, upgrades := q.r.Header["Upgrade"]; upgrades {
-		w = q.w // an upgrade takes the connection over and looks for that on the writer itself
+		w = q.w // as for a log
 	}
 	handler.ServeHTTP(w, q.r.WithContext(ctx))
 	if answer.code != http.StatusOK {
@@ -307,14 +374,15 @@ func (s *streams) serviceLocation(ctx context.Context, namespace, id string) (*u
 // that an Endpoints object that someone wrote by hand cannot make the server call anything.
 func (s *streams) pickAddress(ctx context.Context, namespace string, endpoints *corev1.Endpoints, port string) string {
 	pods := s.server.endpoints[corev1.SchemeGroupVersion.WithResource("pods")]
-	for i := range endpoints.Subsets {
+	for _, i := range rand.Perm(len(endpoints.Subsets)) {
 		subset := &endpoints.Subsets[i]
 		for _, candidate := range subset.Ports {
 			if candidate.Name != port {
 				continue
 			}
-			for _, address := range subset.Addresses {
-				if address.TargetRef == nil || address.TargetRef.Kind != "Pod" {
+			for _, j := range rand.Perm(len(subset.Addresses)) {
+				address := &subset.Addresses[j]
+				if address.TargetRef == nil || address.TargetRef.Kind != "Pod" || address.TargetRef.Namespace != namespace {
 					continue
 				}
 				entry, err := pods.Get(ctx, namespace, address.TargetRef.Name, "")
