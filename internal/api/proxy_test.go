@@ -154,4 +154,3 @@ func TestLogsOverWebSocket(t *testing.T) {
 		t.Errorf("log = %q", all)
 	}
 }
-
