@@ -189,6 +189,9 @@ func readIndex(files fs.FS, from string) ([]byte, []program, error) {
 // Version is one component and its version.
 type Version struct{ Name, Version string }
 
+// unversioned is Go's version of a program that is no release of its own: it is named by its content.
+const unversioned = "(devel)"
+
 // Versions lists the components that this binary is made of: libraries from its build
 // information, then the embedded programs. A component that is not in it is left out.
 func Versions() []Version {
@@ -201,7 +204,11 @@ func Versions() []Version {
 		return versions
 	}
 	for _, p := range programs {
-		versions = append(versions, Version{p.name, p.version})
+		version := p.version
+		if version == unversioned {
+			version = "sha256:" + p.sum[:12]
+		}
+		versions = append(versions, Version{p.name, version})
 	}
 	return versions
 }

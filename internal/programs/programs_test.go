@@ -106,3 +106,11 @@ func TestLibraryVersions(t *testing.T) {
 		t.Errorf("libraryVersions = %v, want %v", got, want)
 	}
 }
+
+func TestVersionsNameOwnProgramsByContent(t *testing.T) {
+	for _, v := range Versions() {
+		if v.Version == "" || v.Version == unversioned {
+			t.Errorf("the version of %s is %q", v.Name, v.Version)
+		}
+	}
+}

@@ -38,6 +38,7 @@ const (
 type machine struct {
 	ns, outside string // paths
 	bin         string
+	enter       []string // nsenter's flags for what the machine has of its own beside the network
 }
 
 func newMachine(t *testing.T) *machine {
@@ -84,12 +85,12 @@ func (r result) String() string {
 
 // command is a program on the machine; it gets SIGTERM when ctx ends.
 func (m *machine) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + m.ns, "--", name}, args...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", slices.Concat([]string{"--net=" + m.ns}, m.enter, []string{"--", name}, args)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	// The tests' own settings are none of Gantry's, which refuses what it does not know.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "GANTRY_") })
-	cmd.Env = append(cmd.Env, "KUBECONFIG=/nonexistent", "HOME=/nonexistent")
+	cmd.Env = append(cmd.Env, "KUBECONFIG=/nonexistent/kubeconfig", "HOME=/nonexistent")
 	return cmd
 }
 
@@ -111,7 +112,7 @@ func runCommand(t *testing.T, cmd *exec.Cmd, stdin string) result {
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("%s: %v\n%s%s", strings.Join(cmd.Args[2:], " "), err, stdout.String(), stderr.String())
+		t.Fatalf("%s: %v\n%s%s", strings.Join(cmd.Args[1:], " "), err, stdout.String(), stderr.String())
 	}
 	return result{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
 }
