@@ -48,7 +48,7 @@ func TestErrorsAreUpstreams(t *testing.T) {
 		"wrong scope":        {"root", "GET", "/api/v1/namespaces/default/nodes/n", "", "", "", 404, "NotFound", ""},
 		"impersonate no one": {"root", "GET", maps, "", "Impersonate-Group", "g", 400, "BadRequest", "without impersonating a user"},
 		"impersonate ann":    {"root", "GET", "/api/v1/nodes", "", "Impersonate-User", "ann", 403, "Forbidden", `User "ann" cannot list resource "nodes"`},
-		"may not":            {"ann", "GET", maps, "", "Impersonate-User", "root", 403, "Forbidden", `users "root" is forbidden: User "ann" cannot impersonate resource "users" in API group "" at the cluster scope`},
+		"may not":            {"ann", "GET", maps, "", "Impersonate-User", "root", 403, "Forbidden", `configmaps is forbidden: User "ann" cannot impersonate-on:user-info:list resource "configmaps" in API group "" in the namespace "default"`},
 		"no subresource":     {"root", "GET", maps + "/x/status", "", "", "", 404, "NotFound", ""},
 		"log of no pod":      {"root", "GET", "/api/v1/namespaces/default/pods/x/log", "", "", "", 404, "NotFound", `pods "x" not found`},
 	} {

@@ -36,6 +36,7 @@ func (s *Server) entries(q *query, out output, ep *endpoint, got registry.List) 
 	if out.shape != shapeObject {
 		return s.shapedList(q, out, ep, &got)
 	}
+	q.auditList(ep, &got)
 	items, isProto, err := encoded(got.Entries, out.format == formatProto)
 	if err != nil {
 		return s.crash(q, err)
@@ -152,6 +153,7 @@ func (s *Server) deleteCollection(q *query, ep *endpoint) int {
 	if err != nil {
 		return s.fail(q, err)
 	}
+	q.auditDelete(body, opts)
 	got, err := ep.DeleteCollection(q.context(), q.namespace(), opts, q.list.ListOptions)
 	if err != nil {
 		return s.fail(q, err)

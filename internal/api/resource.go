@@ -131,6 +131,7 @@ func (s *Server) entry(q *query, out output, code int, frame *kindFrame, entry *
 	if out.shape != shapeObject {
 		return s.shaped(q, out, code, frame, entry)
 	}
+	q.auditEntry(entry, frame)
 	if out.format == formatProto {
 		raw, err := entry.Proto()
 		if err != nil {
@@ -170,6 +171,7 @@ func (s *Server) create(q *query, ep *endpoint) int {
 	if named, ok := object.(metav1.Object); ok {
 		q.path.RequestInfo.Name = named.GetName() // admission and audit see the name
 	}
+	q.auditRequest(object, ep.Kind)
 	entry, err := ep.Create(q.context(), q.namespace(), object, fieldManager(opts.FieldManager, q.r.UserAgent()), opts)
 	if err != nil {
 		return s.fail(q, err)
@@ -198,6 +200,7 @@ func (s *Server) update(q *query, ep *endpoint, frame *kindFrame) int {
 	if err := s.decodeObject(q, body, object, frame.kind, opts.FieldValidation); err != nil {
 		return s.fail(q, err)
 	}
+	q.auditRequest(object, frame.kind)
 	manager := fieldManager(opts.FieldManager, q.r.UserAgent())
 	if err := s.mayCreate(q, ep); err != nil {
 		return s.fail(q, err)
@@ -246,6 +249,7 @@ func (s *Server) patch(q *query, ep *endpoint, frame *kindFrame) int {
 	if err != nil {
 		return s.fail(q, err)
 	}
+	q.auditPatch(body)
 	if q.applies {
 		if err := s.mayCreate(q, ep); err != nil {
 			return s.fail(q, err)
@@ -295,6 +299,7 @@ func (s *Server) delete(q *query, ep *endpoint) int {
 	if err != nil {
 		return s.fail(q, err)
 	}
+	q.auditDelete(body, opts)
 	result, err := ep.Delete(q.context(), q.namespace(), q.path.Name, opts)
 	if err != nil {
 		return s.fail(q, err)
@@ -379,6 +384,7 @@ func (s *Server) createSub(q *query, ep *endpoint, sub *subEndpoint) int {
 	if err := s.decodeObject(q, body, object, sub.Kind, opts.FieldValidation); err != nil {
 		return s.fail(q, err)
 	}
+	q.auditRequest(object, sub.Kind)
 	answer, err := ep.CreateSub(q.context(), q.namespace(), q.path.Name, sub.Name, object, opts)
 	if err != nil {
 		return s.fail(q, err)
@@ -418,6 +424,7 @@ func (s *Server) review(q *query, r *review) int {
 	if err := s.decodeObject(q, body, object, r.kind, opts.FieldValidation); err != nil {
 		return s.fail(q, err)
 	}
+	q.auditRequest(object, r.kind)
 	var answer runtime.Object
 	if answer, err = s.reviewer.Review(q.context(), q.user, q.path.Namespace, object); err != nil {
 		return s.fail(q, err)

@@ -34,6 +34,7 @@ func (s *Server) fail(q *query, err error) int {
 		q.w.Header().Set("Retry-After", strconv.Itoa(int(status.Details.RetryAfterSeconds)))
 	}
 	if code == http.StatusNoContent {
+		q.auditResponse(status, statusKind())
 		q.w.WriteHeader(code)
 		return code
 	}
@@ -47,6 +48,7 @@ func (s *Server) fail(q *query, err error) int {
 
 // writeObject encodes object, of the given kind, and sends it.
 func (s *Server) writeObject(q *query, out output, code int, kind schema.GroupVersionKind, object runtime.Object) int {
+	q.auditResponse(object, kind)
 	if out.format == formatProto {
 		if m, ok := object.(marshaler); ok {
 			raw, err := m.Marshal()

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
@@ -36,6 +37,7 @@ type Options struct {
 	Checks        []Check              // health beside "ping"
 	Metrics       *prometheus.Registry // /metrics serves it; default a new one
 	Log           *slog.Logger         // default: discards
+	Audit         AuditLog             // records requests; nil: nothing is recorded
 
 	AgentTransport http.RoundTripper // speaks to nodes' agents, with the apiserver-kubelet-client certificate; nil: no streams
 	AgentPort      int               // port of agents whose node names none, default 10250
@@ -68,6 +70,9 @@ type Server struct {
 	streams   *streams
 	scrape    http.Handler
 	issuer    issuerDocuments
+
+	auditor      *auditor // nil: nothing is recorded
+	impersonator impersonator
 }
 
 // New checks opts and returns a Server that has started nothing.
@@ -94,6 +99,9 @@ func New(opts Options) (*Server, error) {
 	s.discovery = newDiscovery(s)
 	s.openapi = newOpenAPI(s)
 	s.streams = newStreams(s)
+	if opts.Audit != nil {
+		s.auditor = newAuditor(s, opts.Audit)
+	}
 	return s, nil
 }
 
@@ -137,7 +145,9 @@ type query struct {
 	attrs    authorizer.AttributesRecord
 	list     listQuery
 	listErr  error
-	applies  bool // server-side apply
+	applies  bool                      // server-side apply
+	audited  *audit.RequestAuditConfig // nil: not recorded
+	code     int                       // of the answer, from behind upstream's filters
 	warnings warnings
 	ctx      context.Context //nolint:containedctx // made once, on first use, by context
 }
@@ -212,19 +222,39 @@ func (s *Server) handle(q *query) int {
 			q.path.refineVerb(&q.list)
 		}
 	}
+	if s.auditor != nil {
+		s.auditor.prepare(q)
+	}
 	response, ok, err := s.opts.Authenticator.AuthenticateRequest(q.r)
 	if err != nil || !ok {
 		s.opts.Log.Debug("unauthenticated request", "path", q.path.Path, "error", err)
-		return s.fail(q, apierrors.NewUnauthorized("Unauthorized"))
+		if s.auditor != nil {
+			return s.auditor.refuse(q)
+		}
+		return s.unauthorized(q)
 	}
 	q.user = response.User
-	if q.user, err = s.opts.Authorizer.Impersonate(q.r.Context(), q.user, q.r.Header); err != nil {
-		var denied *auth.ImpersonationDenied
-		if errors.As(err, &denied) {
-			err = responsewriters.ForbiddenStatusError(denied.Attributes, denied.Reason)
-		}
-		return s.fail(q, err)
+	if s.auditor != nil {
+		return s.auditor.serve(s, q)
 	}
+	return s.admit(q)
+}
+
+// unauthorized answers a request whose credentials are no good.
+func (s *Server) unauthorized(q *query) int {
+	return s.fail(q, apierrors.NewUnauthorized("Unauthorized"))
+}
+
+// admit handles a request of a known user, who may want to be another.
+func (s *Server) admit(q *query) int {
+	if impersonates(q.r.Header) {
+		return s.impersonate(q)
+	}
+	return s.permit(q)
+}
+
+// permit finds a place for the request, sees whether the user may, and answers.
+func (s *Server) permit(q *query) int {
 	if !q.path.longRunning() {
 		name := q.user.GetName()
 		if !s.limits.acquire(name) {
@@ -259,6 +289,7 @@ func (s *Server) authorize(q *query) error {
 		q.attrs.FieldSelectorRequirements, q.attrs.LabelSelectorRequirements = selectorRequirements(q.list.Fields, q.list.Labels)
 	}
 	decision, reason, err := s.opts.Authorizer.Authorize(q.r.Context(), &q.attrs)
+	q.auditAuthorized(decision, reason, err)
 	if decision == authorizer.DecisionAllow {
 		return nil
 	}

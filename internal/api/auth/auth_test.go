@@ -228,28 +228,6 @@ func TestAnonymous(t *testing.T) {
 	}
 }
 
-func TestImpersonate(t *testing.T) {
-	a := NewAuthorizer()
-	a.rbac.SetRole("", "imp", []rbacv1.PolicyRule{{Verbs: []string{"impersonate"}, APIGroups: []string{""}, Resources: []string{"users", "groups"}, ResourceNames: []string{"bob", "devs"}}})
-	a.rbac.SetBinding("", "imp", rbacv1.RoleRef{Kind: "ClusterRole", Name: "imp"}, []rbacv1.Subject{{Kind: "User", Name: "ann"}})
-	ann := &user.DefaultInfo{Name: "ann"}
-	header := http.Header{"Impersonate-User": {"bob"}, "Impersonate-Group": {"devs"}, "Accept": {"*/*"}}
-	got, err := a.Impersonate(t.Context(), ann, header)
-	if err != nil || got.GetName() != "bob" || !slices.Equal(got.GetGroups(), []string{"devs", user.AllAuthenticated}) || len(header) != 1 {
-		t.Errorf("Impersonate = %+v, %v; header left %v", got, err, header)
-	}
-	var denied *ImpersonationDenied
-	if _, err := a.Impersonate(t.Context(), ann, http.Header{"Impersonate-User": {"root"}}); !errors.As(err, &denied) {
-		t.Errorf("impersonating root: %v", err)
-	}
-	if _, err := a.Impersonate(t.Context(), ann, http.Header{"Impersonate-Group": {"devs"}}); !apierrors.IsBadRequest(err) {
-		t.Errorf("a group without a user: %v", err)
-	}
-	if got, err := a.Impersonate(t.Context(), ann, http.Header{"Accept": {"x"}}); got != ann || err != nil {
-		t.Errorf("without headers: %v, %v", got, err)
-	}
-}
-
 func TestNodeMayReadItsPodsSecrets(t *testing.T) {
 	a := bootstrapped()
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n1", Name: "web", UID: "1"}, Spec: corev1.PodSpec{NodeName: "worker", ServiceAccountName: "sa",
