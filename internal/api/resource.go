@@ -202,10 +202,7 @@ func (s *Server) update(q *query, ep *endpoint, frame *kindFrame) int {
 	}
 	q.auditRequest(object, frame.kind)
 	manager := fieldManager(opts.FieldManager, q.r.UserAgent())
-	if err := s.mayCreate(q, ep); err != nil {
-		return s.fail(q, err)
-	}
-	entry, created, err := ep.Update(q.context(), q.namespace(), q.path.Name, q.path.Subresource, object, manager, opts)
+	entry, created, err := ep.Update(s.guardCreate(q), q.namespace(), q.path.Name, q.path.Subresource, object, manager, opts)
 	if err != nil {
 		return s.fail(q, err)
 	}
@@ -250,12 +247,11 @@ func (s *Server) patch(q *query, ep *endpoint, frame *kindFrame) int {
 		return s.fail(q, err)
 	}
 	q.auditPatch(body)
+	ctx := q.context()
 	if q.applies {
-		if err := s.mayCreate(q, ep); err != nil {
-			return s.fail(q, err)
-		}
+		ctx = s.guardCreate(q)
 	}
-	entry, created, err := ep.Patch(q.context(), q.namespace(), q.path.Name, q.path.Subresource, registry.PatchRequest{
+	entry, created, err := ep.Patch(ctx, q.namespace(), q.path.Name, q.path.Subresource, registry.PatchRequest{
 		Type: patchType, Data: body, Options: *opts, Manager: fieldManager(opts.FieldManager, q.r.UserAgent()),
 	})
 	if err != nil {
@@ -264,25 +260,24 @@ func (s *Server) patch(q *query, ep *endpoint, frame *kindFrame) int {
 	return s.entry(q, out, codeOf(created), frame, entry)
 }
 
-// mayCreate checks that the user may create where an update or apply finds nothing of the name: it turns into a
-// create then.
-func (s *Server) mayCreate(q *query, ep *endpoint) error {
+// guardCreate is the context of an update or apply, which turns into a create where nothing of the name is there:
+// then the user must have the right to create, too.
+func (s *Server) guardCreate(q *query) context.Context {
 	if q.path.Subresource != "" {
-		return nil
+		return q.context()
 	}
-	if _, err := ep.Get(q.r.Context(), q.namespace(), q.path.Name, "0"); !apierrors.IsNotFound(err) {
-		return nil
-	}
-	attrs := q.attrs
-	attrs.Verb = "create"
-	decision, reason, err := s.opts.Authorizer.Authorize(q.r.Context(), &attrs)
-	if err != nil {
-		return apierrors.NewInternalError(err)
-	}
-	if decision != authorizer.DecisionAllow {
+	return registry.WithCreateGuard(q.context(), func(ctx context.Context) error {
+		attrs := q.attrs
+		attrs.Verb = "create"
+		decision, reason, err := s.opts.Authorizer.Authorize(ctx, &attrs)
+		if decision == authorizer.DecisionAllow {
+			return nil
+		}
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
 		return responsewriters.ForbiddenStatusError(&attrs, reason)
-	}
-	return nil
+	})
 }
 
 // delete removes the object, or marks it for removal.

@@ -81,6 +81,7 @@ func (p *pkiSet) leaf(t testing.TB, name string, groups ...string) (certPEM, key
 type cluster struct {
 	*Server
 	registry *registry.Registry
+	store    *store.Store
 	pki      *pkiSet
 	addr     string // of the TLS listener, "" until listen
 }
@@ -132,6 +133,7 @@ func startOver(t testing.TB, opts Options, storeOpts store.Options) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.store = st
 	c.registry.Use(registry.Wiring{Store: st, IssueToken: authn.IssueToken})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

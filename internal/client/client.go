@@ -188,6 +188,17 @@ func (c *Client) ask(ctx context.Context, r *registry.Resource, about authorizer
 	return ctx, forbidden(about.User, r, about.Verb, about.Subresource, about.Namespace, about.Name, reason)
 }
 
+// guardCreate makes an update or apply that turns into a create ask for that right, too.
+func (c *Client) guardCreate(ctx context.Context, r *registry.Resource, sub string, obj ctrlclient.Object) context.Context {
+	if c.opts.Authorizer == nil || sub != "" {
+		return ctx
+	}
+	return registry.WithCreateGuard(ctx, func(ctx context.Context) error {
+		_, err := c.authorize(ctx, r, "create", "", obj.GetNamespace(), obj.GetName())
+		return err
+	})
+}
+
 func forbidden(who user.Info, r *registry.Resource, verb, sub, namespace, name, reason string) error {
 	resource := r.Resource.Resource
 	if sub != "" {
@@ -297,6 +308,7 @@ func (c *Client) update(ctx context.Context, obj ctrlclient.Object, sub string, 
 	if err != nil {
 		return err
 	}
+	ctx = c.guardCreate(ctx, r, sub, obj)
 	entry, _, err := r.Update(ctx, obj.GetNamespace(), obj.GetName(), sub, in, c.manager(options.FieldManager), options.AsUpdateOptions())
 	if err != nil {
 		return err
@@ -324,6 +336,7 @@ func (c *Client) patch(ctx context.Context, obj, body ctrlclient.Object, sub str
 	if ctx, err = c.authorize(ctx, r, "patch", sub, obj.GetNamespace(), obj.GetName()); err != nil {
 		return err
 	}
+	ctx = c.guardCreate(ctx, r, sub, obj)
 	entry, _, err := r.Patch(ctx, obj.GetNamespace(), obj.GetName(), sub, registry.PatchRequest{
 		Type: patch.Type(), Data: data, Options: *options.AsPatchOptions(), Manager: c.manager(options.FieldManager),
 	})

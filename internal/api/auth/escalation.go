@@ -14,6 +14,8 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/kubernetes/pkg/apis/rbac"
+	rbacconv "k8s.io/kubernetes/pkg/apis/rbac/v1"
 	rbacregistry "k8s.io/kubernetes/pkg/registry/rbac"
 	"k8s.io/kubernetes/pkg/registry/rbac/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -58,18 +60,51 @@ func (a *Authorizer) CheckEscalation(ctx context.Context, info user.Info, object
 	return err
 }
 
-// CheckRole is CheckEscalation for the user that ctx carries; old is nil on create.
+// CheckRole is CheckEscalation for the user that ctx carries, with objects of upstream's internal types or of v1; old
+// is nil on create. What is neither a role nor a binding is refused: the caller means to have it checked.
 func (a *Authorizer) CheckRole(ctx context.Context, object, old runtime.Object) error {
 	info, ok := request.UserFrom(ctx)
 	if !ok {
 		return apierrors.NewInternalError(errors.New("no user on context"))
 	}
-	written, ok := object.(client.Object)
-	if !ok {
-		return apierrors.NewInternalError(fmt.Errorf("%T is no object", object))
+	written, err := versioned(object)
+	if err != nil {
+		return apierrors.NewInternalError(err)
 	}
-	before, _ := old.(client.Object)
+	var before client.Object
+	if old != nil {
+		if before, err = versioned(old); err != nil {
+			return apierrors.NewInternalError(err)
+		}
+	}
 	return a.CheckEscalation(ctx, info, written, before)
+}
+
+// versioned gives a role or binding as v1. The two may share memory.
+func versioned(object runtime.Object) (client.Object, error) {
+	var err error
+	switch o := object.(type) {
+	case *rbacv1.Role, *rbacv1.ClusterRole, *rbacv1.RoleBinding, *rbacv1.ClusterRoleBinding:
+		out, _ := o.(client.Object)
+		return out, nil
+	case *rbac.Role:
+		out := &rbacv1.Role{}
+		err = rbacconv.Convert_rbac_Role_To_v1_Role(o, out, nil)
+		return out, err
+	case *rbac.ClusterRole:
+		out := &rbacv1.ClusterRole{}
+		err = rbacconv.Convert_rbac_ClusterRole_To_v1_ClusterRole(o, out, nil)
+		return out, err
+	case *rbac.RoleBinding:
+		out := &rbacv1.RoleBinding{}
+		err = rbacconv.Convert_rbac_RoleBinding_To_v1_RoleBinding(o, out, nil)
+		return out, err
+	case *rbac.ClusterRoleBinding:
+		out := &rbacv1.ClusterRoleBinding{}
+		err = rbacconv.Convert_rbac_ClusterRoleBinding_To_v1_ClusterRoleBinding(o, out, nil)
+		return out, err
+	}
+	return nil, fmt.Errorf("%T is neither a role nor a binding", object)
 }
 
 // CheckBinding is CheckRole for bindings.

@@ -120,7 +120,21 @@ func (r *Resource) update(ctx context.Context, u updating) (*store.Entry, bool, 
 	return nil, false, statusError(ctx.Err(), r.Resource.GroupResource(), u.name)
 }
 
+// createGuardKey is where a context carries what WithCreateGuard was given.
+type createGuardKey struct{}
+
+// WithCreateGuard makes an update or apply that finds nothing of its name ask allowed before it creates: a right to
+// change objects is none to make them. Without a guard it just creates.
+func WithCreateGuard(ctx context.Context, allowed func(context.Context) error) context.Context {
+	return context.WithValue(ctx, createGuardKey{}, allowed)
+}
+
 func (r *Resource) createByUpdate(ctx context.Context, u updating) (*store.Entry, error) {
+	if allowed, ok := ctx.Value(createGuardKey{}).(func(context.Context) error); ok {
+		if err := allowed(ctx); err != nil {
+			return nil, err
+		}
+	}
 	obj, err := u.apply(nil)
 	if err != nil {
 		return nil, err
