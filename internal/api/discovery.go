@@ -224,16 +224,16 @@ func (s *Server) discover(q *query, parts []string) int {
 	v1 := schema.GroupVersion{Version: "v1"}
 	switch {
 	case root == "/api" && len(parts) == 1:
-		core := *s.discovery.core
+		core := *s.documents().core
 		core.ServerAddressByClientCIDRs = []metav1.ServerAddressByClientCIDR{{ClientCIDR: "0.0.0.0/0", ServerAddress: q.r.Host}}
 		return s.writeObject(q, out, http.StatusOK, v1.WithKind("APIVersions"), &core)
 	case root == "/api" && len(parts) == 2:
 		return s.discoverVersion(q, out, schema.GroupVersion{Version: parts[1]})
 	case root == "/apis" && len(parts) == 1:
-		groups := *s.discovery.groups
+		groups := *s.documents().groups
 		return s.writeObject(q, out, http.StatusOK, v1.WithKind("APIGroupList"), &groups)
 	case root == "/apis" && len(parts) == 2:
-		if group := s.discovery.group[parts[1]]; group != nil {
+		if group := s.documents().group[parts[1]]; group != nil {
 			copied := *group
 			return s.writeObject(q, out, http.StatusOK, v1.WithKind("APIGroup"), &copied)
 		}
@@ -254,7 +254,7 @@ func (s *Server) discoverVersion(q *query, out output, gv schema.GroupVersion) i
 
 // discoverAll answers the aggregated document, or 304 to a client that has it.
 func (s *Server) discoverAll(q *query, out output, root string) int {
-	document := s.discovery.aggregated[aggregatedKey{root, out.profile}]
+	document := s.documents().aggregated[aggregatedKey{root, out.profile}]
 	header := q.w.Header()
 	header.Set("ETag", `"`+document.etag+`"`)
 	header.Set("Cache-Control", "public")

@@ -23,13 +23,16 @@ func (s *Server) document(q *query) int {
 	if endpoint, check, ok := healthPath(q.path.Path); ok {
 		return s.health(q, endpoint, check)
 	}
+	parts := strings.Split(strings.Trim(q.path.Path, "/"), "/")
+	if code, ok := s.aggregatedDocument(q, parts); ok {
+		return code
+	}
 	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
 		if s.knowsDocument(q.path.Path) {
 			return s.fail(q, errNoMethod())
 		}
 		return s.notFoundPath(q)
 	}
-	parts := strings.Split(strings.Trim(q.path.Path, "/"), "/")
 	switch parts[0] {
 	case "api", "apis":
 		return s.discover(q, parts)
@@ -64,7 +67,7 @@ func (s *Server) paths() []string {
 		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/apis/", "/healthz", "/livez", "/metrics",
 		"/openapi/v2", "/openapi/v3", "/openapi/v3/", jwksPath, "/readyz", "/version",
 	}
-	for _, group := range s.discovery.groups.Groups {
+	for _, group := range s.documents().groups.Groups {
 		paths = append(paths, "/apis/"+group.Name)
 		for _, version := range group.Versions {
 			paths = append(paths, "/apis/"+version.GroupVersion)

@@ -21,6 +21,9 @@ import (
 // resource answers a request for a resource: it finds the endpoint and calls the verb.
 func (s *Server) resource(q *query) int {
 	name := schema.GroupVersionResource{Group: q.path.APIGroup, Version: q.path.APIVersion, Resource: q.path.Resource}
+	if target := s.target(name.GroupVersion()); target != nil {
+		return s.delegate(q, target)
+	}
 	ep := s.endpoints[name]
 	if ep == nil {
 		if r := s.reviews[name]; r != nil {

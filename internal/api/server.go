@@ -24,20 +24,22 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/warning"
 
+	"gantry.dev/gantry/internal/api/aggregate"
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/api/registry"
 )
 
 // Options tells New what to serve and how.
 type Options struct {
-	Registry      *registry.Registry   // required
-	Authenticator *auth.Authenticator  // required
-	Authorizer    *auth.Authorizer     // required
-	Version       version.Info         // what /version says
-	Checks        []Check              // health beside "ping"
-	Metrics       *prometheus.Registry // /metrics serves it; default a new one
-	Log           *slog.Logger         // default: discards
-	Audit         AuditLog             // records requests; nil: nothing is recorded
+	Registry      *registry.Registry    // required
+	Authenticator *auth.Authenticator   // required
+	Authorizer    *auth.Authorizer      // required
+	Version       version.Info          // what /version says
+	Checks        []Check               // health beside "ping"
+	Metrics       *prometheus.Registry  // /metrics serves it; default a new one
+	Log           *slog.Logger          // default: discards
+	Audit         AuditLog              // records requests; nil: nothing is recorded
+	Aggregator    *aggregate.Aggregator // what other API servers have; nil: nothing
 
 	AgentTransport http.RoundTripper // speaks to nodes' agents, with the apiserver-kubelet-client certificate; nil: no streams
 	AgentPort      int               // port of agents whose node names none, default 10250
@@ -73,6 +75,7 @@ type Server struct {
 
 	auditor      *auditor // nil: nothing is recorded
 	impersonator impersonator
+	aggregation  *aggregation // nil without an aggregator
 }
 
 // New checks opts and returns a Server that has started nothing.
@@ -101,6 +104,9 @@ func New(opts Options) (*Server, error) {
 	s.streams = newStreams(s)
 	if opts.Audit != nil {
 		s.auditor = newAuditor(s, opts.Audit)
+	}
+	if opts.Aggregator != nil {
+		s.aggregation = &aggregation{from: opts.Aggregator, schemas: aggregate.NewSchemas(opts.Aggregator)}
 	}
 	return s, nil
 }
