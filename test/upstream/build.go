@@ -22,24 +22,35 @@ const Version = "v1.36.3"
 const EtcdVersion = "v3.6.8"
 
 // linkerFlags stamp the version as upstream's release does and leave out the debug tables.
-const linkerFlags = "-s -w -X k8s.io/component-base/version.gitVersion=" + Version
+func linkerFlags(version string) string {
+	return "-s -w -X k8s.io/component-base/version.gitVersion=" + version
+}
 
-// packages are what is built, by the name of the program.
-func packages() map[string]string {
-	return map[string]string{
-		"etcd":                    "go.etcd.io/etcd/server/v3",
-		"kube-apiserver":          "k8s.io/kubernetes/cmd/kube-apiserver",
-		"kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
-		"kube-scheduler":          "k8s.io/kubernetes/cmd/kube-scheduler",
+// Program is what Build builds.
+type Program struct {
+	Name    string // of the file
+	Package string
+	Test    bool // its test program, as "go test -c" makes it
+}
+
+// controlPlane is what Start starts.
+func controlPlane() []Program {
+	return []Program{
+		{Name: "etcd", Package: "go.etcd.io/etcd/server/v3"},
+		{Name: "kube-apiserver", Package: "k8s.io/kubernetes/cmd/kube-apiserver"},
+		{Name: "kube-controller-manager", Package: "k8s.io/kubernetes/cmd/kube-controller-manager"},
+		{Name: "kube-scheduler", Package: "k8s.io/kubernetes/cmd/kube-scheduler"},
 	}
 }
 
 // BuildOptions says where Build works.
 type BuildOptions struct {
-	Module string    // folder of programs/go.mod; required
-	Cache  string    // folder that keeps what was built; required
-	Go     string    // the go command; default $GO, else "go"
-	Log    io.Writer // told what is built, since the first build takes minutes; default discards
+	Module   string    // folder of the go.mod that pins the programs; required
+	Cache    string    // folder that keeps what was built; required
+	Programs []Program // default: the control plane, for Start
+	Version  string    // what the programs say they are; default Version
+	Go       string    // the go command; default $GO, else "go"
+	Log      io.Writer // told what is built, since the first build takes minutes; default discards
 }
 
 // Build makes the programs unless Cache has them for the same module and flags. It returns the
@@ -48,9 +59,13 @@ func Build(ctx context.Context, opts BuildOptions) (string, error) {
 	if opts.Module == "" || opts.Cache == "" {
 		return "", errors.New("upstream: Module and Cache are required")
 	}
+	if len(opts.Programs) == 0 {
+		opts.Programs = controlPlane()
+	}
+	opts.Version = cmp.Or(opts.Version, Version)
 	opts.Go = cmp.Or(opts.Go, os.Getenv("GO"), "go")
 	opts.Log = cmp.Or[io.Writer](opts.Log, io.Discard)
-	key, err := cacheKey(opts.Module)
+	key, err := cacheKey(opts.Module, opts.Version)
 	if err != nil {
 		return "", err
 	}
@@ -58,38 +73,43 @@ func Build(ctx context.Context, opts BuildOptions) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("upstream: find the cache: %w", err)
 	}
-	for name, pkg := range packages() {
-		target := filepath.Join(dir, name)
+	for _, program := range opts.Programs {
+		target := filepath.Join(dir, program.Name)
 		if _, err := os.Stat(target); err == nil {
 			continue
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("upstream: look for %s: %w", name, err)
+			return "", fmt.Errorf("upstream: look for %s: %w", program.Name, err)
 		}
-		_, _ = fmt.Fprintf(opts.Log, "building upstream's %s; the first time takes minutes\n", name)
-		if err := buildOne(ctx, opts, target, pkg); err != nil {
+		_, _ = fmt.Fprintf(opts.Log, "building upstream's %s; the first time takes minutes\n", program.Name)
+		if err := buildOne(ctx, opts, target, program); err != nil {
 			return "", err
 		}
 	}
 	return dir, nil
 }
 
-// buildOne builds pkg to target by a name of its own first, so that target is always whole.
-func buildOne(ctx context.Context, opts BuildOptions, target, pkg string) error {
+// buildOne builds to a name of its own first, so that target is always whole.
+func buildOne(ctx context.Context, opts BuildOptions, target string, program Program) error {
 	part := target + ".part"
-	cmd := exec.CommandContext(ctx, opts.Go, "build", "-trimpath", "-buildvcs=false", "-ldflags", linkerFlags, "-o", part, pkg)
+	args := []string{"build"}
+	if program.Test {
+		args = []string{"test", "-c"}
+	}
+	args = append(args, "-trimpath", "-buildvcs=false", "-ldflags", linkerFlags(opts.Version), "-o", part, program.Package)
+	cmd := exec.CommandContext(ctx, opts.Go, args...)
 	cmd.Dir = opts.Module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("upstream: build %s: %w\n%s", pkg, err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("upstream: build %s: %w\n%s", program.Package, err, strings.TrimSpace(string(out)))
 	}
 	if err := os.Rename(part, target); err != nil {
-		return fmt.Errorf("upstream: keep %s: %w", pkg, err)
+		return fmt.Errorf("upstream: keep %s: %w", program.Package, err)
 	}
 	return nil
 }
 
 // cacheKey names the folder of what is built from a module: it changes with its pins and our flags.
-func cacheKey(module string) (string, error) {
+func cacheKey(module, version string) (string, error) {
 	sum := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum"} {
 		content, err := os.ReadFile(filepath.Join(module, name))
@@ -98,6 +118,6 @@ func cacheKey(module string) (string, error) {
 		}
 		_, _ = sum.Write(content)
 	}
-	_, _ = sum.Write([]byte(linkerFlags))
-	return Version + "-" + hex.EncodeToString(sum.Sum(nil))[:12], nil
+	_, _ = sum.Write([]byte(linkerFlags(version)))
+	return version + "-" + hex.EncodeToString(sum.Sum(nil))[:12], nil
 }

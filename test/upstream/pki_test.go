@@ -76,7 +76,7 @@ func TestCacheKeyFollowsThePins(t *testing.T) {
 		}
 	}
 	key := func() string {
-		got, err := cacheKey(dir)
+		got, err := cacheKey(dir, Version)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,19 @@
+package conformance
+
+import "gantry.dev/gantry/test/upstream"
+
+// SuitePrograms are what RunSuite runs, as the module in programs pins them.
+func SuitePrograms() []upstream.Program {
+	return []upstream.Program{
+		{Name: "ginkgo", Package: "github.com/onsi/ginkgo/v2/ginkgo"},
+		{Name: "e2e.test", Package: "k8s.io/kubernetes/test/e2e", Test: true},
+	}
+}
+
+// OldKubectl is the oldest kubectl that Gantry is tested with.
+const OldKubectl = "v1.32.2"
+
+// KubectlPrograms is kubectl, as the module in kubectl132 pins it.
+func KubectlPrograms() []upstream.Program {
+	return []upstream.Program{{Name: "kubectl", Package: "k8s.io/kubernetes/cmd/kubectl"}}
+}
