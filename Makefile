@@ -98,6 +98,12 @@ lint: deps programs bin/golangci-lint ## Check the style: gofmt, go vet and gola
 e2e: build kubectl ## Test the built program with real containers and kubectl (root)
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 
+.PHONY: fixture
+fixture: build kubectl ## Record a data dir of this program for upgrade tests (NAME=2-whole-api)
+	@test -n "$(NAME)" || { echo "fixture: NAME=... says what to call it" >&2; exit 2; }
+	@mkdir -p test/fixtures/$(NAME)
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_E2E_RECORD=$(CURDIR)/test/fixtures/$(NAME) $(GO) test -count=1 -run TestUpgrade ./e2e
+
 # BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m).
 .PHONY: bench
 bench: build ## Measure beside upstream Kubernetes and print one table (root; BENCH=get,create for a part)
