@@ -61,7 +61,7 @@ func WrapProto(kind schema.GroupVersionKind, raw []byte) ([]byte, error) {
 }
 
 // Decode implements store.Codec. Values of another version of the kind, or in JSON, as an
-// upstream cluster may have left them, are converted.
+// upstream cluster may have left them, are converted; defaults are set as upstream sets them.
 func (c typedCodec[T, P]) Decode(data []byte) (store.Object, error) {
 	if rest, ok := bytes.CutPrefix(data, []byte(protoPrefix)); ok {
 		var envelope runtime.Unknown
@@ -74,6 +74,7 @@ func (c typedCodec[T, P]) Decode(data []byte) (store.Object, error) {
 				return nil, err
 			}
 			obj.GetObjectKind().SetGroupVersionKind(c.kind)
+			legacyscheme.Scheme.Default(obj)
 			return obj, nil
 		}
 	}

@@ -36,8 +36,14 @@ func (v typedVersions) fromStored(obj store.Object) (runtime.Object, error) {
 	return unsafeConvert(obj, internalVersion(v.stored))
 }
 
+// toStored sets defaults once more, since strategies clear fields that have some, like the phase of
+// a claim; upstream does it whenever it reads what is stored.
 func (v typedVersions) toStored(internal runtime.Object) (store.Object, error) {
-	return versioned(internal, v.stored)
+	obj, err := versioned(internal, v.stored)
+	if err == nil {
+		legacyscheme.Scheme.Default(obj)
+	}
+	return obj, err
 }
 
 func (v typedVersions) toServed(objs []store.Object) ([]store.Object, error) {
