@@ -29,6 +29,9 @@ type aggregation struct {
 	foreign []aggregate.Version // as well
 }
 
+// Versions lists the group versions that are served here.
+func (s *Server) Versions() []schema.GroupVersion { return sortedVersions(s.versions) }
+
 // target is the other server that has a group version, nil if it is served here.
 func (s *Server) target(gv schema.GroupVersion) *aggregate.Target {
 	if s.aggregation == nil {

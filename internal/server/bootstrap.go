@@ -43,6 +43,9 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := auth.EnsurePolicy(ctx, cp.admin); err != nil {
 		return err
 	}
+	if err := cp.publishAuthentication(ctx); err != nil {
+		return err
+	}
 	services := cp.opts.ServiceCIDR.Masked()
 	for _, obj := range []ctrlclient.Object{
 		&networkingv1.ServiceCIDR{

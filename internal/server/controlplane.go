@@ -22,6 +22,7 @@ import (
 
 	"gantry.dev/gantry/internal/api"
 	"gantry.dev/gantry/internal/api/admission"
+	"gantry.dev/gantry/internal/api/aggregate"
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
@@ -43,6 +44,7 @@ type ControlPlaneOptions struct {
 	Version        version.Info
 	Endpoint       func() netip.AddrPort // where pods reach this server; nil: nowhere
 	AgentTransport http.RoundTripper     // to agents, with the API server's client certificate
+	FrontProxy     *FrontProxy           // towards other API servers; nil: none believes us
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
@@ -60,6 +62,7 @@ type ControlPlane struct {
 	handler    *api.Server
 	admin      *client.Client
 	events     *events.Writer
+	aggregator *aggregate.Aggregator
 	serving    chan struct{} // closed when requests are answered
 	ready      chan struct{} // closed when the cluster's own objects are there
 
@@ -114,6 +117,7 @@ func (cp *ControlPlane) wireAPI() error {
 	issuer := "https://kubernetes.default.svc." + cp.opts.ClusterDomain
 	cp.authn, err = auth.New(auth.Options{
 		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Issuer: issuer,
+		FrontProxy: cp.opts.FrontProxy.believed(),
 	})
 	if err != nil {
 		return err
@@ -127,8 +131,12 @@ func (cp *ControlPlane) wireAPI() error {
 	if cp.events, err = events.New(cp.admin, events.Options{Log: cp.opts.Logger}); err != nil {
 		return err
 	}
+	if cp.aggregator, err = cp.newAggregator(); err != nil {
+		return err
+	}
 	cp.handler, err = api.New(api.Options{
-		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
+		Aggregator: cp.aggregator,
+		Registry:   cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
 		Version: cp.opts.Version, Log: cp.opts.Logger, AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{
 			{Name: "etcd", Live: true, Probe: cp.store.Sync},
@@ -286,6 +294,9 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 		return err
 	}
 	if err := cp.authorizer.Feed(ctx, informers); err != nil {
+		return err
+	}
+	if err := cp.startAggregator(ctx, run, informers); err != nil {
 		return err
 	}
 	close(cp.serving)

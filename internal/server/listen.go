@@ -112,6 +112,10 @@ func listenAddrs(listen, endpoint netip.AddrPort) []netip.AddrPort {
 func apiTLS(authority *pki.Authority) *tls.Config {
 	config := authority.ServerTLS(pki.APIServer, pki.ClusterCA)
 	config.DynamicRecordSizingDisabled = true
+	// Whose certificate it is, and whether to believe it, is for the authenticator to say: it may also be a front
+	// proxy's, and a wrong one gets an answer.
+	config.ClientAuth, config.ClientCAs = tls.RequestClientCert, config.ClientCAs.Clone()
+	config.ClientCAs.AppendCertsFromPEM(authority.CertPEM(pki.FrontProxyCA))
 	return config
 }
 

@@ -68,7 +68,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
 		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
-		AgentTransport: agentTransport(authority), Logger: opts.Logger,
+		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
 	})
 	if err != nil {
 		return err

@@ -173,23 +173,11 @@ func (t *Target) discover(ctx context.Context) ([]apidiscovery.APIResourceDiscov
 	if err != nil {
 		return nil, fmt.Errorf("reading the discovery document: %w", err)
 	}
-	for i := range resources { // the converted form names the group only where it differs
-		complete(resources[i].ResponseKind, t.spec.Group, t.spec.Version)
-		for j := range resources[i].Subresources {
-			complete(resources[i].Subresources[j].ResponseKind, t.spec.Group, t.spec.Version)
-		}
-	}
 	return resources, nil
 }
 
-func complete(kind *metav1.GroupVersionKind, group, version string) {
-	if kind != nil && kind.Group == "" && kind.Version == "" {
-		kind.Group, kind.Version = group, version
-	}
-}
-
 // errUnavailable says that a server cannot be asked now.
-var errUnavailable = errors.New("the API server is unavailable") //nolint:gochecknoglobals // a sentinel
+var errUnavailable = errors.New("the API server is unavailable")
 
 // Fetch gets a document from the server as the aggregator itself. Header is never nil.
 func (t *Target) Fetch(ctx context.Context, path, accept string) (data []byte, header http.Header, err error) {

@@ -32,6 +32,7 @@ type Options struct {
 	Audiences  []string              // audiences of this API server; default {Issuer}
 	Reader     client.Reader         // service accounts, pods, secrets and nodes that tokens are bound to; required
 	CacheSize  int                   // verified credentials kept of each sort, default 4096
+	FrontProxy *FrontProxy           // nil: none is believed
 }
 
 // ErrInvalidCredentials is returned for credentials that were given and are not good.
@@ -39,11 +40,12 @@ var ErrInvalidCredentials = errors.New("invalid credentials")
 
 // Authenticator says who sends a request. It is safe for concurrent use.
 type Authenticator struct {
-	opts      Options
-	tokens    *tokenAuthenticator
-	webSocket *websocket.ProtocolAuthenticator
-	issuer    *tokenIssuer
-	anonymous *authenticator.Response // shared by all that have no credentials
+	opts       Options
+	tokens     *tokenAuthenticator
+	webSocket  *websocket.ProtocolAuthenticator
+	frontProxy authenticator.Request // nil: none is believed
+	issuer     *tokenIssuer
+	anonymous  *authenticator.Response // shared by all that have no credentials
 
 	certMu   sync.Mutex // guards the fields below
 	certPool *x509.CertPool
@@ -87,13 +89,16 @@ func New(opts Options) (*Authenticator, error) {
 	return &Authenticator{
 		opts: opts, tokens: tokens, issuer: issuer, anonymous: newAnonymous(),
 		webSocket: websocket.NewProtocolAuthenticator(tokens),
-		certs:     map[[sha256.Size]byte]*verifiedCert{},
+		certs:     map[[sha256.Size]byte]*verifiedCert{}, frontProxy: newFrontProxy(opts.FrontProxy),
 	}, nil
 }
 
 // AuthenticateRequest returns the user of req. Without credentials it is system:anonymous and ok is true; with
 // credentials that are no good err is not nil (the answer is 401). The response is shared: read-only.
 func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+	if response := a.fromFrontProxy(req); response != nil {
+		return response, true, nil
+	}
 	var certErr error // counts only if nothing else names the user
 	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 && a.opts.ClientCAs != nil {
 		response, err := a.authenticateCert(req.TLS.PeerCertificates)
