@@ -88,7 +88,7 @@ func (s *Server) index(q *query) int {
 // issuerDocument answers the discovery document or the key set of the token issuer.
 func (s *Server) issuerDocument(q *query) int {
 	s.issuer.once.Do(func() {
-		s.issuer.config, s.issuer.keySet, s.issuer.err = s.opts.Authenticator.OpenIDMetadata("https://" + q.r.Host + jwksPath)
+		s.issuer.config, s.issuer.keySet, s.issuer.err = s.opts.Authenticator.OpenIDMetadata()
 	})
 	if s.issuer.err != nil {
 		s.opts.Log.Debug("the token issuer has no discovery document", "error", s.issuer.err)

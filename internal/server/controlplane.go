@@ -116,7 +116,7 @@ func (cp *ControlPlane) wireAPI() error {
 	}
 	issuer := "https://kubernetes.default.svc." + cp.opts.ClusterDomain
 	cp.authn, err = auth.New(auth.Options{
-		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Issuer: issuer,
+		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Issuers: []string{issuer},
 		FrontProxy: cp.opts.FrontProxy.believed(),
 	})
 	if err != nil {

@@ -13,7 +13,9 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/request/anonymous"
 	"k8s.io/apiserver/pkg/authentication/request/websocket"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -28,12 +30,21 @@ type Options struct {
 	ClientCAs  func() *x509.CertPool // who may sign client certificates; a new pool takes effect at once; nil: no certificates
 	SigningKey crypto.Signer         // *ecdsa.PrivateKey or *rsa.PrivateKey that signs service account tokens; required
 	VerifyKeys []crypto.PublicKey    // further keys whose tokens are accepted, for rotation
-	Issuer     string                // default DefaultIssuer
-	Audiences  []string              // audiences of this API server; default {Issuer}
+	Issuers    []string              // the first signs, tokens of all are accepted; default {DefaultIssuer}
+	Audiences  []string              // audiences of this API server; default Issuers
+	JWKSURI    string                // where others find the keys; default below the first issuer
 	Reader     client.Reader         // service accounts, pods, secrets and nodes that tokens are bound to; required
+	Patcher    Patcher               // notes when tokens of Secrets are used; nil: nobody notes it
 	CacheSize  int                   // verified credentials kept of each sort, default 4096
 	FrontProxy *FrontProxy           // nil: none is believed
+
+	BootstrapTokens bool                           // accept the tokens that machines join with
+	Tokens          []authenticator.Token          // asked in this order about tokens that are not ours, such as OIDC's
+	Anonymous       *apiserver.AnonymousAuthConfig // who needs no credentials; nil: every path is open to system:anonymous
 }
+
+// jwksPath is where the API serves the keys of its tokens.
+const jwksPath = "/openid/v1/jwks"
 
 // ErrInvalidCredentials is returned for credentials that were given and are not good.
 var ErrInvalidCredentials = errors.New("invalid credentials")
@@ -41,11 +52,12 @@ var ErrInvalidCredentials = errors.New("invalid credentials")
 // Authenticator says who sends a request. It is safe for concurrent use.
 type Authenticator struct {
 	opts       Options
-	tokens     *tokenAuthenticator
+	accounts   *tokenAuthenticator
+	others     []authenticator.Token
 	webSocket  *websocket.ProtocolAuthenticator
 	frontProxy authenticator.Request // nil: none is believed
 	issuer     *tokenIssuer
-	anonymous  *authenticator.Response // shared by all that have no credentials
+	anonymous  authenticator.Request // nil: nobody may do without credentials
 
 	certMu   sync.Mutex // guards the fields below
 	certPool *x509.CertPool
@@ -66,11 +78,14 @@ func New(opts Options) (*Authenticator, error) {
 	if opts.Reader == nil {
 		return nil, errors.New("auth: Options.Reader is nil")
 	}
-	if opts.Issuer == "" {
-		opts.Issuer = DefaultIssuer
+	if len(opts.Issuers) == 0 {
+		opts.Issuers = []string{DefaultIssuer}
 	}
 	if len(opts.Audiences) == 0 {
-		opts.Audiences = []string{opts.Issuer}
+		opts.Audiences = opts.Issuers
+	}
+	if opts.JWKSURI == "" {
+		opts.JWKSURI = strings.TrimSuffix(opts.Issuers[0], "/") + jwksPath
 	}
 	if opts.CacheSize == 0 {
 		opts.CacheSize = 4096
@@ -78,7 +93,7 @@ func New(opts Options) (*Authenticator, error) {
 	if opts.CacheSize < 1 {
 		return nil, fmt.Errorf("auth: CacheSize is %d, want at least 1", opts.CacheSize)
 	}
-	tokens, err := newTokenAuthenticator(opts)
+	accounts, err := newTokenAuthenticator(opts)
 	if err != nil {
 		return nil, err
 	}
@@ -86,11 +101,16 @@ func New(opts Options) (*Authenticator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Authenticator{
-		opts: opts, tokens: tokens, issuer: issuer, anonymous: newAnonymous(),
-		webSocket: websocket.NewProtocolAuthenticator(tokens),
-		certs:     map[[sha256.Size]byte]*verifiedCert{}, frontProxy: newFrontProxy(opts.FrontProxy),
-	}, nil
+	a := &Authenticator{
+		opts: opts, accounts: accounts, issuer: issuer, anonymous: newAnonymous(opts.Anonymous),
+		certs: map[[sha256.Size]byte]*verifiedCert{}, frontProxy: newFrontProxy(opts.FrontProxy),
+	}
+	a.webSocket = websocket.NewProtocolAuthenticator(a)
+	if opts.BootstrapTokens {
+		a.others = append(a.others, authenticator.WrapAudienceAgnosticToken(opts.Audiences, newBootstrapTokens(opts.Reader)))
+	}
+	a.others = append(a.others, opts.Tokens...)
+	return a, nil
 }
 
 // AuthenticateRequest returns the user of req. Without credentials it is system:anonymous and ok is true; with
@@ -108,7 +128,7 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 		certErr = err
 	}
 	if token := bearerToken(req.Header); token != "" {
-		response, ok, err := a.tokens.AuthenticateToken(req.Context(), token)
+		response, ok, err := a.AuthenticateToken(req.Context(), token)
 		if err == nil && !ok {
 			err = ErrInvalidCredentials
 		}
@@ -122,17 +142,40 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 	if certErr != nil {
 		return nil, false, certErr
 	}
-	return a.anonymous, true, nil
+	if a.anonymous == nil {
+		return nil, false, nil
+	}
+	return a.anonymous.AuthenticateRequest(req)
 }
 
-// AuthenticateToken checks a bearer token, for TokenReview.
+// AuthenticateToken checks a bearer token: first whether it is a service account's, then what else is accepted. As
+// upstream's union does, it goes on after an error, because a token may look like another's.
 func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*authenticator.Response, bool, error) {
-	return a.tokens.AuthenticateToken(ctx, token)
+	response, ok, err := a.accounts.AuthenticateToken(ctx, token)
+	if ok && err == nil || len(a.others) == 0 {
+		return response, ok, err
+	}
+	errs := []error{err}
+	for _, other := range a.others {
+		response, ok, err := other.AuthenticateToken(ctx, token)
+		if err == nil && ok {
+			return withAuthenticated(response), true, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, false, errors.Join(errs...)
 }
 
-// newAnonymous is the user without credentials.
-func newAnonymous() *authenticator.Response {
-	return &authenticator.Response{User: &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}}
+// newAnonymous authenticates requests without credentials where config says so.
+func newAnonymous(config *apiserver.AnonymousAuthConfig) authenticator.Request {
+	if config == nil { // the answer is always the same one
+		nobody := &authenticator.Response{User: &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}}
+		return authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) { return nobody, true, nil })
+	}
+	if !config.Enabled {
+		return nil
+	}
+	return anonymous.NewAuthenticator(config.Conditions)
 }
 
 // bearerToken returns the token of the Authorization header or "".

@@ -33,7 +33,7 @@ type tokenIssuer struct {
 }
 
 func newTokenIssuer(opts Options) (*tokenIssuer, error) {
-	generator, err := serviceaccount.JWTTokenGenerator(opts.Issuer, opts.SigningKey)
+	generator, err := serviceaccount.JWTTokenGenerator(opts.Issuers[0], opts.SigningKey)
 	if err != nil {
 		return nil, fmt.Errorf("auth: making the token signer: %w", err)
 	}

@@ -190,7 +190,7 @@ func bootstrapped() *Authorizer {
 
 func TestBootstrapDecisions(t *testing.T) {
 	a := bootstrapped()
-	anonymous := newAnonymous().User
+	anonymous := &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
 	ann := &user.DefaultInfo{Name: "ann", Groups: []string{"system:authenticated"}}
 	for name, tc := range map[string]struct {
 		attrs authorizer.AttributesRecord

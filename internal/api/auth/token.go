@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/token/union"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -56,18 +58,18 @@ type objectRef struct {
 }
 
 func newTokenAuthenticator(opts Options) (*tokenAuthenticator, error) {
-	keys := []any{opts.SigningKey.Public()}
-	for _, key := range opts.VerifyKeys {
-		keys = append(keys, key)
-	}
-	getter, err := serviceaccount.StaticPublicKeysGetter(keys)
+	getter, err := verifyKeys(opts)
 	if err != nil {
 		return nil, fmt.Errorf("auth: reading the service account keys: %w", err)
 	}
 	reader := tokenGetter{reader: opts.Reader}
+	legacy, err := newLegacyTokens(opts, getter, reader)
+	if err != nil {
+		return nil, err
+	}
+	bound := serviceaccount.JWTTokenAuthenticator(opts.Issuers, getter, opts.Audiences, serviceaccount.NewValidator(reader))
 	return &tokenAuthenticator{
-		full: serviceaccount.JWTTokenAuthenticator([]string{opts.Issuer}, getter, opts.Audiences,
-			serviceaccount.NewValidator(reader)),
+		full:   union.New(legacy, bound),
 		reader: reader, auds: opts.Audiences, size: opts.CacheSize,
 		known: map[[sha256.Size]byte]*verifiedToken{},
 	}, nil
@@ -94,7 +96,7 @@ func (t *tokenAuthenticator) AuthenticateToken(ctx context.Context, token string
 	if err != nil || !ok {
 		return nil, ok, err
 	}
-	if claims, err := parseClaims(token); err == nil {
+	if claims, err := parseClaims(token); err == nil && claims.Kubernetes.ServiceAccount.Name != "" { // others are no bound tokens
 		t.mu.Lock()
 		evictOne(t.known, t.size)
 		t.known[key] = &verifiedToken{claims: claims, response: response}
@@ -181,18 +183,24 @@ func (g tokenGetter) GetNode(ctx context.Context, name string) (*corev1.Node, er
 	return object, g.reader.Get(ctx, client.ObjectKey{Name: name}, object)
 }
 
-// OpenIDMetadata returns the discovery document and the key set that let others verify our tokens; jwksURI is where
-// the key set is served.
-func (a *Authenticator) OpenIDMetadata(jwksURI string) (config, keySet []byte, err error) {
-	keys := []any{a.opts.SigningKey.Public()}
-	for _, key := range a.opts.VerifyKeys {
-		keys = append(keys, key)
+// verifyKeys are those whose tokens are accepted: the signing key's and the further ones, each once.
+func verifyKeys(opts Options) (serviceaccount.PublicKeysGetter, error) {
+	keys := []any{opts.SigningKey.Public()}
+	for _, key := range opts.VerifyKeys {
+		if same, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same.Equal(opts.SigningKey.Public()) {
+			keys = append(keys, key)
+		}
 	}
-	getter, err := serviceaccount.StaticPublicKeysGetter(keys)
+	return serviceaccount.StaticPublicKeysGetter(keys)
+}
+
+// OpenIDMetadata returns the discovery document and the key set that let others verify our tokens.
+func (a *Authenticator) OpenIDMetadata() (config, keySet []byte, err error) {
+	getter, err := verifyKeys(a.opts)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the service account keys: %w", err)
 	}
-	provider, err := serviceaccount.NewOpenIDMetadataProvider(a.opts.Issuer, jwksURI, "", getter)
+	provider, err := serviceaccount.NewOpenIDMetadataProvider(a.opts.Issuers[0], a.opts.JWKSURI, "", getter)
 	if err != nil {
 		return nil, nil, fmt.Errorf("describing the token issuer: %w", err)
 	}
