@@ -215,7 +215,9 @@ func TestStructuredConfiguration(t *testing.T) {
 		claims := map[string]any{}
 		for _, from := range []map[string]any{good, change} {
 			for key, value := range from {
-				claims[key] = value
+				if claims[key] = value; value == nil {
+					delete(claims, key)
+				}
 			}
 		}
 		if response, ok, err := a.AuthenticateToken(t.Context(), one.token(t, claims)); ok || err == nil {
