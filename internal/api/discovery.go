@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
+
+	"gantry.dev/gantry/internal/api/registry"
 )
 
 // discovery holds the documents that say what is served. They never change, so they are made once, as objects;
@@ -43,6 +45,7 @@ func groupOrder() []string {
 		"", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling", "batch",
 		"certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io",
 		"admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io",
+		"resource.k8s.io", "flowcontrol.apiserver.k8s.io", "internal.apiserver.k8s.io",
 	}
 }
 
@@ -135,13 +138,13 @@ func sortedVersions(served map[schema.GroupVersion]bool) []schema.GroupVersion {
 // legacyResources lists the resources and subresources of one version.
 func legacyResources(s *Server, gv schema.GroupVersion) *metav1.APIResourceList {
 	list := &metav1.APIResourceList{GroupVersion: gv.String(), APIResources: []metav1.APIResource{}}
-	for _, res := range s.opts.Registry.Resources() {
+	for _, res := range s.resources() {
 		if res.Info.Resource.GroupVersion() != gv {
 			continue
 		}
 		list.APIResources = append(list.APIResources, metav1.APIResource{
 			Name: res.Info.Resource.Resource, SingularName: res.Singular, Namespaced: res.Namespaced, Kind: res.Kind.Kind,
-			Verbs: res.Verbs, ShortNames: res.ShortNames, Categories: res.Categories, StorageVersionHash: storageHash(res.Stored),
+			Verbs: res.Verbs, ShortNames: res.ShortNames, Categories: res.Categories, StorageVersionHash: storageHash(res),
 		})
 		for _, sub := range res.Subresources {
 			entry := metav1.APIResource{Name: res.Info.Resource.Resource + "/" + sub.Name, Namespaced: res.Namespaced, Kind: sub.Kind.Kind, Verbs: sub.Verbs}
@@ -151,7 +154,7 @@ func legacyResources(s *Server, gv schema.GroupVersion) *metav1.APIResourceList 
 			list.APIResources = append(list.APIResources, entry)
 		}
 	}
-	for _, r := range allReviews() {
+	for _, r := range s.allReviews() {
 		if r.resource.GroupVersion() == gv {
 			list.APIResources = append(list.APIResources, metav1.APIResource{
 				Name: r.resource.Resource, SingularName: r.singular, Namespaced: r.namespaced, Kind: r.kind.Kind, Verbs: []string{"create"}})
@@ -161,8 +164,13 @@ func legacyResources(s *Server, gv schema.GroupVersion) *metav1.APIResourceList 
 	return list
 }
 
-// storageHash names the version that objects are stored in (apiserver, discovery.StorageVersionHash).
-func storageHash(kind schema.GroupVersionKind) string {
+// storageHash names the version that objects are stored in (apiserver, discovery.StorageVersionHash); "" for objects
+// that are not stored.
+func storageHash(res *registry.Resource) string {
+	kind := res.Stored
+	if !slices.Contains(res.Verbs, "watch") {
+		return ""
+	}
 	sum := sha256.Sum256([]byte(kind.Group + "/" + kind.Version + "/" + kind.Kind))
 	return base64.StdEncoding.EncodeToString(sum[:8])
 }
@@ -177,9 +185,12 @@ func aggregatedResources(s *Server, gv schema.GroupVersion) []apidiscovery.APIRe
 		return apidiscovery.ScopeCluster
 	}
 	kindOf := func(kind schema.GroupVersionKind) *metav1.GroupVersionKind {
+		if kind.GroupVersion() == gv { // goes without saying
+			return &metav1.GroupVersionKind{Kind: kind.Kind}
+		}
 		return &metav1.GroupVersionKind{Group: kind.Group, Version: kind.Version, Kind: kind.Kind}
 	}
-	for _, res := range s.opts.Registry.Resources() {
+	for _, res := range s.resources() {
 		if res.Info.Resource.GroupVersion() != gv {
 			continue
 		}
@@ -193,7 +204,7 @@ func aggregatedResources(s *Server, gv schema.GroupVersion) []apidiscovery.APIRe
 		}
 		out = append(out, entry)
 	}
-	for _, r := range allReviews() {
+	for _, r := range s.allReviews() {
 		if r.resource.GroupVersion() == gv {
 			out = append(out, apidiscovery.APIResourceDiscovery{Resource: r.resource.Resource, ResponseKind: kindOf(r.kind),
 				Scope: scope(r.namespaced), SingularResource: r.singular, Verbs: []string{"create"}})

@@ -12,6 +12,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/registry/rest"
 )
 
 // Protobuf field tags: number<<3 | 2 (length-delimited).
@@ -77,6 +78,7 @@ type kindFrame struct {
 	listHead       string // of a list, up to its metadata
 	protoHead      []byte
 	listProtoHead  []byte
+	table          rest.TableConvertor // nil: upstream's printers know the kind
 }
 
 func newKindFrame(kind schema.GroupVersionKind, listKind string) kindFrame {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/apiserver/pkg/warning"
 
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/store"
@@ -35,6 +36,9 @@ func (s *Server) resource(q *query) int {
 		return s.notFoundPath(q)
 	}
 	q.endpoint = ep
+	if ep.warning != "" {
+		warning.AddWarning(q.context(), "", ep.warning)
+	}
 	if q.path.Verb == "proxy" || !q.inScope(ep) {
 		return s.fail(q, errNoRoute())
 	}
@@ -424,9 +428,12 @@ func (s *Server) review(q *query, r *review) int {
 	}
 	q.auditRequest(object, r.kind)
 	var answer runtime.Object
-	if answer, err = s.reviewer.Review(q.context(), q.user, q.path.Namespace, object); err != nil {
+	if answer, err = s.answer(q, object, opts); err != nil {
 		return s.fail(q, err)
 	}
 	out.pretty = wantsPretty(&out, q.r)
+	if status, ok := answer.(*metav1.Status); ok {
+		return s.writeObject(q, out, http.StatusCreated, statusKind(), status)
+	}
 	return s.writeObject(q, out, http.StatusCreated, r.kind, answer)
 }

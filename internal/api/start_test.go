@@ -116,6 +116,11 @@ func start(t testing.TB, opts Options) *cluster { return startOver(t, opts, stor
 
 // startOver is start with a store of those options.
 func startOver(t testing.TB, opts Options, storeOpts store.Options) *cluster {
+	return startWith(t, opts, registry.Options{}, storeOpts)
+}
+
+// startWith is start with a registry and a store of those options.
+func startWith(t testing.TB, opts Options, registryOpts registry.Options, storeOpts store.Options) *cluster {
 	t.Helper()
 	c := &cluster{pki: newPKI(t)}
 	authn, err := auth.New(auth.Options{ClientCAs: func() *x509.CertPool { return c.pki.pool }, SigningKey: mustKey(t),
@@ -124,7 +129,8 @@ func startOver(t testing.TB, opts Options, storeOpts store.Options) *cluster {
 		t.Fatal(err)
 	}
 	opts.Authenticator, opts.Authorizer = authn, policied()
-	c.registry, err = registry.New(registry.Options{ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), RoleGuard: opts.Authorizer})
+	registryOpts.ServiceCIDR, registryOpts.RoleGuard = netip.MustParsePrefix("10.96.0.0/16"), opts.Authorizer
+	c.registry, err = registry.New(registryOpts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ type tableMaker struct {
 	tables  *tables
 	version string
 	kind    schema.GroupVersionKind
+	special rest.TableConvertor // instead of the printers, if not nil
 	include metav1.IncludeObjectPolicy
 	headers bool
 }
@@ -55,7 +56,7 @@ func (t *tables) maker(q *query, out output, frame *kindFrame) (*tableMaker, err
 	if opts.IncludeObject == "" {
 		opts.IncludeObject = metav1.IncludeMetadata
 	}
-	return &tableMaker{tables: t, version: out.version, kind: frame.kind, include: opts.IncludeObject, headers: !opts.NoHeaders}, nil
+	return &tableMaker{tables: t, version: out.version, kind: frame.kind, special: frame.table, include: opts.IncludeObject, headers: !opts.NoHeaders}, nil
 }
 
 // rows makes the table of objects.
@@ -104,6 +105,9 @@ func (m *tableMaker) print(object runtime.Object) (*metav1.Table, error) {
 	internal, err := m.tables.scheme.UnsafeConvertToVersion(object, schema.GroupVersion{Group: m.kind.Group, Version: runtime.APIVersionInternal})
 	if err != nil {
 		internal = object
+	}
+	if m.special != nil {
+		return m.special.ConvertToTable(context.Background(), internal, nil)
 	}
 	if part, err := m.tables.generator.GenerateTable(internal, printers.GenerateOptions{Wide: true}); err == nil {
 		return part, nil

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -96,6 +98,9 @@ func serviceArgs(c config.Config) []string {
 	add(config.KeyNodeIP, c.NodeIP.String())
 	for _, san := range c.TLSSANs {
 		args = append(args, "--"+config.KeyTLSSAN+"="+san)
+	}
+	for _, version := range slices.Sorted(maps.Keys(c.RuntimeConfig)) {
+		args = append(args, "--"+config.KeyRuntimeConfig+"="+version+"="+c.RuntimeConfig[version])
 	}
 	add(config.KeyNodeName, c.NodeName)
 	add(config.KeyPodCIDR, c.PodCIDR.String())

@@ -21,6 +21,9 @@ type Config struct {
 	AgentPort     uint16
 	LogLevel      slog.Level
 	LogFormat     string // "text" or "json"
+	// RuntimeConfig switches built-in API versions on and off: "api/beta", "batch/v1" or
+	// "apps/v1/deployments" to "true" or "false". Whether a version exists is for the API to say.
+	RuntimeConfig map[string]string
 
 	given map[string]string
 }

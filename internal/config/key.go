@@ -29,6 +29,7 @@ const (
 	KeyAgentPort     = "agent-port"
 	KeyLogLevel      = "log-level"
 	KeyLogFormat     = "log-format"
+	KeyRuntimeConfig = "runtime-config"
 )
 
 // Key describes one setting.
@@ -75,6 +76,8 @@ func Keys() []Key {
 			Usage: "least severe messages to log: debug, info, warn or error"},
 		{Name: KeyLogFormat, Default: "text", set: setLogFormat,
 			Usage: "form of the log: text or json"},
+		{Name: KeyRuntimeConfig, List: true, set: setRuntimeConfig,
+			Usage: "API versions to serve or not, such as api/beta=true or batch/v1=false; may be repeated"},
 	}
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -68,6 +69,28 @@ func TestPrecedence(t *testing.T) {
 	c, err = load(t, nil, []string{"GANTRY_CONFIG=f.yaml", "GANTRY_TLS_SAN=b.example,c.example"}, files)
 	if err != nil || !slices.Equal(c.TLSSANs, []string{"b.example", "c.example"}) {
 		t.Errorf("environment: %q, %v", c.TLSSANs, err)
+	}
+}
+
+func TestRuntimeConfig(t *testing.T) {
+	want := map[string]string{"api/beta": "true", "batch/v1": "false", "v1/bindings": "true"}
+	for name, c := range map[string]struct {
+		args, env []string
+		file      string
+	}{
+		"flags":       {args: []string{"--runtime-config=api/beta=true,batch/v1=false", "--runtime-config=v1/bindings"}},
+		"environment": {env: []string{"GANTRY_RUNTIME_CONFIG=api/beta=true,batch/v1=false,v1/bindings="}},
+		"file":        {args: []string{"--config=f.yaml"}, file: "runtime-config: [api/beta=true, batch/v1=false, v1/bindings]\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := load(t, c.args, c.env, map[string]string{"f.yaml": c.file})
+			if err != nil || !maps.Equal(got.RuntimeConfig, want) {
+				t.Errorf("RuntimeConfig = %v, %v; want %v", got.RuntimeConfig, err, want)
+			}
+		})
+	}
+	if _, err := load(t, []string{"--runtime-config=api/beta=maybe"}, nil, nil); err == nil || !strings.Contains(err.Error(), "switches nothing on or off") {
+		t.Errorf("a value that is neither true nor false: %v", err)
 	}
 }
 

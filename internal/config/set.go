@@ -217,3 +217,26 @@ func (c *Config) whereFor(key string) string {
 	}
 	return "--" + key + " (default)"
 }
+
+func setRuntimeConfig(c *Config, values []string) error {
+	const want = "want VERSION=true or VERSION=false, such as api/beta=true, batch/v1=false or apps/v1/deployments=false"
+	config := map[string]string{}
+	for _, value := range values {
+		for _, entry := range strings.Split(value, ",") {
+			entry = strings.TrimSpace(entry)
+			if entry == "" {
+				continue
+			}
+			version, on, _ := strings.Cut(entry, "=")
+			if on == "" {
+				on = "true"
+			}
+			if _, err := strconv.ParseBool(on); err != nil || version == "" {
+				return wrong(want, "%q switches nothing on or off", entry)
+			}
+			config[version] = on
+		}
+	}
+	c.RuntimeConfig = config
+	return nil
+}

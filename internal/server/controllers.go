@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"k8s.io/apiserver/pkg/authentication/user"
 
@@ -111,7 +112,8 @@ func collectable(r *registry.Resource) bool { return r.Resource.Resource != "eve
 func (cp *ControlPlane) kinds(want func(*registry.Resource) bool) []controller.Kind {
 	var kinds []controller.Kind
 	for _, r := range cp.registry.Resources() {
-		if r.Primary && want(r) { // other versions show the same objects
+		// Other versions show the same objects; what cannot be watched is not stored.
+		if r.Primary && slices.Contains(r.Verbs, "watch") && want(r) {
 			kinds = append(kinds, controller.Kind{GVK: r.Kind, Resource: r.Resource.Resource, Namespaced: r.Namespaced})
 		}
 	}

@@ -41,6 +41,7 @@ type ControlPlaneOptions struct {
 	ServiceCIDR   netip.Prefix
 	ClusterDomain string
 
+	RuntimeConfig  map[string]string // API versions switched on and off, see registry.RuntimeConfig
 	Version        version.Info
 	Endpoint       func() netip.AddrPort // where pods reach this server; nil: nowhere
 	AgentTransport http.RoundTripper     // to agents, with the API server's client certificate
@@ -86,6 +87,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealer: seal, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
+		RuntimeConfig: opts.RuntimeConfig,
 	})
 	if err != nil {
 		return nil, err

@@ -67,7 +67,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		EtcdDir: c.Path("etcd"), EncryptionKey: c.Path("pki", "encryption.yaml"),
 		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
-		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
+		RuntimeConfig: c.RuntimeConfig, Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
 	})
 	if err != nil {

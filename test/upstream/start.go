@@ -18,8 +18,10 @@ const stopTimeout = 15 * time.Second
 
 // Options says what Start starts.
 type Options struct {
-	Programs string // folder with the programs, from Build; required
-	Dir      string // empty folder for keys, data and logs; required
+	Programs string   // folder with the programs, from Build; required
+	Dir      string   // empty folder for keys, data and logs; required
+	APIOnly  bool     // leaves out kube-controller-manager and kube-scheduler
+	APIFlags []string // further flags of kube-apiserver
 }
 
 // Cluster is a running control plane without nodes.
@@ -50,7 +52,12 @@ func Start(opts Options) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Started: time.Now()}
-	for _, p := range arguments(opts.Dir, ports) {
+	programs := arguments(opts.Dir, ports)
+	programs[1] = append(programs[1], opts.APIFlags...)
+	if opts.APIOnly {
+		programs = programs[:2]
+	}
+	for _, p := range programs {
 		if err := c.start(opts, p[0], p[1:]); err != nil {
 			return nil, errors.Join(err, c.Stop())
 		}

@@ -82,6 +82,10 @@ func (c typedCodec[T, P]) Decode(data []byte) (store.Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	if same, ok := decoded.(P); ok {
+		same.GetObjectKind().SetGroupVersionKind(c.kind)
+		return same, nil
+	}
 	obj := P(new(T))
 	if err := legacyscheme.Scheme.Convert(decoded, obj, nil); err != nil {
 		internal, err := legacyscheme.Scheme.ConvertToVersion(decoded, c.kind.GroupKind().WithVersion(runtime.APIVersionInternal).GroupVersion())
@@ -106,6 +110,23 @@ func (c typedCodec[T, P]) Proto(obj store.Object) ([]byte, error) {
 		return nil, fmt.Errorf("a %T where %s was expected", obj, c.kind.Kind)
 	}
 	return typed.Marshal()
+}
+
+// jsonStored keeps objects in etcd as JSON with a line end, as upstream's serializer writes it.
+type jsonStored struct{ store.Codec }
+
+// Encode implements store.Codec.
+func (c jsonStored) Encode(obj store.Object) ([]byte, error) {
+	copied, ok := obj.DeepCopyObject().(store.Object)
+	if !ok {
+		return nil, fmt.Errorf("a copy of %T has no metadata", obj)
+	}
+	copied.SetResourceVersion("")
+	data, err := json.Marshal(copied)
+	if err != nil {
+		return nil, err
+	}
+	return append(data, '\n'), nil
 }
 
 // AnswerCodec encodes objects that are served but never stored, such as a Scale.

@@ -111,6 +111,18 @@ func (d *definition) at(prefix string) *definition {
 	return d
 }
 
+// prints sets what makes the columns of the kind.
+func (d *definition) prints(table rest.TableConvertor) *definition {
+	d.table = table
+	return d
+}
+
+// storedAsJSON keeps the objects in etcd as JSON, not protobuf.
+func (d *definition) storedAsJSON() *definition {
+	d.stored.Codec = jsonStored{d.stored.Codec}
+	return d
+}
+
 func (d *definition) sealed(sealer store.Sealer) *definition {
 	d.stored.Sealer = sealer
 	return d
@@ -153,7 +165,7 @@ func (d *definition) alsoServedAs(o *definition) *definition {
 	o.info.Stored, o.info.Primary = d.info.Kind, false
 	o.stored, o.versions = d.stored, typedVersions{o.info.Kind, d.info.Kind}
 	o.info.ShortNames, o.info.Categories, o.info.Verbs = d.info.ShortNames, d.info.Categories, d.info.Verbs
-	o.selectable, o.indexedFields, o.returnDeleted, o.hooks = d.selectable, d.indexedFields, d.returnDeleted, d.hooks
+	o.selectable, o.indexedFields, o.returnDeleted, o.hooks, o.table = d.selectable, d.indexedFields, d.returnDeleted, d.hooks, d.table
 	for _, sub := range d.subs {
 		if sub.strategy != nil {
 			o.view(sub.info.Name, sub.strategy, sub.info.Verbs...)

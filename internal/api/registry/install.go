@@ -1,6 +1,8 @@
 package registry
 
 import (
+	apiregistrationinstall "k8s.io/kube-aggregator/pkg/apis/apiregistration/install"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	// Each registers the types, defaults and conversions of its group with the scheme.
 	_ "k8s.io/kubernetes/pkg/apis/admission/install"
 	_ "k8s.io/kubernetes/pkg/apis/admissionregistration/install"
@@ -26,3 +28,10 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/storage/install"
 	_ "k8s.io/kubernetes/pkg/apis/storagemigration/install"
 )
+
+// The packages above register at their initialisation; so does this group, whose package leaves it to
+// its user. A scheme must not change once it is in use.
+var _ = func() (done struct{}) {
+	apiregistrationinstall.Install(legacyscheme.Scheme)
+	return done
+}()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	admissionregistrationv1alpha1 "k8s.io/api/admissionregistration/v1alpha1"
+	admissionregistrationv1beta1 "k8s.io/api/admissionregistration/v1beta1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -20,15 +22,21 @@ import (
 // admissionKinds say what else decides about changes. Who writes a policy must be able to read
 // the parameters that it takes; the strategies ask the authorizer.
 func (r *Registry) admissionKinds() []*definition {
-	v1 := admissionregistrationv1.SchemeGroupVersion
+	v1, v1beta1, v1alpha1 := admissionregistrationv1.SchemeGroupVersion, admissionregistrationv1beta1.SchemeGroupVersion, admissionregistrationv1alpha1.SchemeGroupVersion
 	policies := policySource{r}
 	validating := validatingadmissionpolicy.NewStrategy(r.opts.Authorizer, policies)
 	mutating := mutatingadmissionpolicy.NewStrategy(r.opts.Authorizer, policies)
+	mutatingBinding := mutatingadmissionpolicybinding.NewStrategy(r.opts.Authorizer, policies, policies)
 	return []*definition{
-		define[admissionregistrationv1.MutatingAdmissionPolicy](v1, "mutatingadmissionpolicies", mutating).
-			category("api-extensions"),
-		define[admissionregistrationv1.MutatingAdmissionPolicyBinding](v1, "mutatingadmissionpolicybindings",
-			mutatingadmissionpolicybinding.NewStrategy(r.opts.Authorizer, policies, policies)).category("api-extensions"),
+		// Until 1.37 upstream stores mutating policies as v1beta1, so that 1.35 can read them.
+		define[admissionregistrationv1beta1.MutatingAdmissionPolicy](v1beta1, "mutatingadmissionpolicies", mutating).
+			category("api-extensions").
+			alsoServedAs(define[admissionregistrationv1.MutatingAdmissionPolicy](v1, "mutatingadmissionpolicies", mutating)).
+			alsoServedAs(define[admissionregistrationv1alpha1.MutatingAdmissionPolicy](v1alpha1, "mutatingadmissionpolicies", mutating)),
+		define[admissionregistrationv1beta1.MutatingAdmissionPolicyBinding](v1beta1, "mutatingadmissionpolicybindings", mutatingBinding).
+			category("api-extensions").
+			alsoServedAs(define[admissionregistrationv1.MutatingAdmissionPolicyBinding](v1, "mutatingadmissionpolicybindings", mutatingBinding)).
+			alsoServedAs(define[admissionregistrationv1alpha1.MutatingAdmissionPolicyBinding](v1alpha1, "mutatingadmissionpolicybindings", mutatingBinding)),
 		define[admissionregistrationv1.MutatingWebhookConfiguration](v1, "mutatingwebhookconfigurations",
 			mutatingwebhookconfiguration.Strategy).category("api-extensions"),
 		define[admissionregistrationv1.ValidatingAdmissionPolicy](v1, "validatingadmissionpolicies", validating).

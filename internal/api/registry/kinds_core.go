@@ -28,6 +28,7 @@ import (
 func (r *Registry) coreKinds() []*definition {
 	v1 := corev1.SchemeGroupVersion
 	return []*definition{
+		define[corev1.ComponentStatus](v1, "componentstatuses", unstored{}).short("cs").computedBy(r.componentStatuses),
 		define[corev1.ConfigMap](v1, "configmaps", configmap.Strategy).short("cm"),
 		define[corev1.Endpoints](v1, "endpoints", endpoint.Strategy).short("ep").at("/registry/services/endpoints/"),
 		define[corev1.Event](v1, "events", event.Strategy).short("ev").

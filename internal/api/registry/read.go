@@ -22,6 +22,9 @@ func (r *Resource) Get(ctx context.Context, namespace, name, revision string) (*
 	if _, err := r.awaitRevision(ctx, revision); err != nil {
 		return nil, err
 	}
+	if r.def.computed != nil {
+		return r.getComputed(ctx, name)
+	}
 	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(namespace, name))
 	if err != nil {
 		return nil, statusError(err, r.Resource.GroupResource(), name)
@@ -99,6 +102,9 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 	sel, err := r.compile(namespace, opts)
 	if err != nil {
 		return List{}, err
+	}
+	if r.def.computed != nil {
+		return r.listComputed(ctx, sel), nil
 	}
 	want := store.ListOptions{Namespace: namespace, Filter: sel.filter, Limit: int(opts.Limit), Index: sel.index, Value: sel.value}
 	switch {
@@ -204,6 +210,9 @@ func (r *Resource) listOne(namespace string, sel selected) (List, error) {
 // Watch streams changes. Without a revision, or with "0", or when SendInitialEvents asks for
 // it, the current objects come first as Added.
 func (r *Resource) Watch(ctx context.Context, namespace string, opts ListOptions) (*store.Watch, error) {
+	if r.def.computed != nil {
+		return nil, apierrors.NewMethodNotSupported(r.Resource.GroupResource(), "watch")
+	}
 	sel, err := r.compile(namespace, opts)
 	if err != nil {
 		return nil, err

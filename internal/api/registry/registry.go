@@ -43,6 +43,8 @@ type Options struct {
 	Authorizer  authorizer.Authorizer // asked by strategies about what an object refers to; nil allows everything
 	ServiceCIDR netip.Prefix          // cluster IPs are taken from here
 	NodePorts   PortRange             // default 30000 to 32767
+
+	RuntimeConfig RuntimeConfig // which versions are served; default the stable ones
 }
 
 // PortRange is an inclusive range of ports.
@@ -60,6 +62,7 @@ type Registry struct {
 	byName     map[schema.GroupVersionResource]*Resource
 	byKind     map[schema.GroupVersionKind]*Resource
 	schemas    typeSchemas
+	serving    *serving
 	alloc      *serviceAllocator
 }
 
@@ -84,9 +87,11 @@ func New(opts Options) (*Registry, error) {
 		byKind: make(map[schema.GroupVersionKind]*Resource),
 	}
 	r.alloc = newServiceAllocator(r)
-	for _, d := range r.builtins() {
-		r.defs = append(append(r.defs, d), d.also...)
+	var err error
+	if r.serving, err = compileRuntimeConfig(opts.RuntimeConfig); err != nil {
+		return nil, err
 	}
+	r.defs = r.enabled()
 	for _, d := range r.defs {
 		res := &Resource{Info: d.info, registry: r, def: d, subs: make(map[string]*subresource), managers: make(map[string]*fieldManager)}
 		res.managers[""] = r.newFieldManager(d.info.Kind, "", d.strategy)
@@ -110,7 +115,7 @@ func New(opts Options) (*Registry, error) {
 func (r *Registry) Kinds() []*store.Kind {
 	kinds := []*store.Kind{rangeKind()}
 	for _, d := range r.defs {
-		if d.info.Primary {
+		if d.info.Primary && d.computed == nil {
 			kinds = append(kinds, d.stored)
 		}
 	}

@@ -28,6 +28,7 @@ type Info struct {
 	Kind         schema.GroupVersionKind
 	Stored       schema.GroupVersionKind // the version that is kept in etcd
 	Primary      bool                    // of the versions of one table, the one for who looks at each object once
+	Hidden       bool                    // switched off: not for clients over HTTP
 	ListKind     string
 	Namespaced   bool
 	Singular     string
@@ -71,8 +72,12 @@ type definition struct {
 	// indexedFields are field selectors answered by the store's index of that name.
 	indexedFields []string
 	returnDeleted bool
-	expires       func(obj store.Object) time.Time // nil: never
-	hooks         hooks
+	// computed makes the objects of a kind that is not stored; nil for all others.
+	computed func(ctx context.Context) []store.Object
+	// table makes the columns of a kind that upstream's printers do not know; nil for all others.
+	table   rest.TableConvertor
+	expires func(obj store.Object) time.Time // nil: never
+	hooks   hooks
 }
 
 // hooks are the steps of one kind beside its strategy.
@@ -140,6 +145,9 @@ type PatchRequest struct {
 
 // New returns an empty object of the resource's served version.
 func (r *Resource) New() runtime.Object { return r.def.newObj() }
+
+// Table makes the columns of a kind that upstream's printers do not know; nil if they do.
+func (r *Resource) Table() rest.TableConvertor { return r.def.table }
 
 // Sub is the description of a subresource, nil if there is none of that name.
 func (r *Resource) Sub(name string) *SubresourceInfo {

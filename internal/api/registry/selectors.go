@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1beta1 "k8s.io/api/coordination/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -75,6 +76,10 @@ func resourceSliceFields(obj store.Object) fields.Set {
 		set[resourcev1.ResourceSliceSelectorNodeName] = *slice.Spec.NodeName
 	}
 	return set
+}
+
+func leaseCandidateFields(obj store.Object) fields.Set {
+	return fields.Set{"spec.leaseName": obj.(*coordinationv1beta1.LeaseCandidate).Spec.LeaseName}
 }
 
 // nameField is a second spelling of metadata.name that some kinds have kept.
