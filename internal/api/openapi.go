@@ -9,12 +9,12 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
@@ -232,13 +232,15 @@ func (o *openAPI) buildV2() (*openAPIDocument, error) {
 	config := &common.Config{
 		ProtocolList: []string{"https"}, Info: o.title(),
 		DefaultResponse:                &spec.Response{ResponseProps: spec.ResponseProps{Description: "Default Response."}},
+		CommonResponses:                map[int]spec.Response{http.StatusUnauthorized: {ResponseProps: spec.ResponseProps{Description: "Unauthorized"}}},
 		GetOperationIDAndTagsFromRoute: operationName,
 		GetDefinitionName:              namer.GetDefinitionName,
 		GetDefinitions:                 generated.GetOpenAPIDefinitions,
 	}
 	var containers []common.RouteContainer
-	for _, gv := range sortedVersions(o.server.versions) {
-		containers = append(containers, o.server.routesOf(gv))
+	routes := o.routes()
+	for _, name := range slices.Sorted(maps.Keys(routes)) {
+		containers = append(containers, routes[name])
 	}
 	swagger, err := builder.BuildOpenAPISpecFromRoutes(containers, config)
 	if err != nil {
@@ -263,14 +265,10 @@ func (o *openAPI) buildV3Locked() error {
 		URL string `json:"serverRelativeURL"`
 	}
 	paths := map[string]indexEntry{}
-	for gv := range o.server.versions {
-		document, err := o.buildVersion(gv, namer, definitions)
+	for name, routes := range o.routes() {
+		document, err := o.build(name, routes, namer, definitions)
 		if err != nil {
 			return err
-		}
-		name := "apis/" + gv.String()
-		if gv.Group == "" {
-			name = "api/" + gv.Version
 		}
 		documents[name] = document
 		paths[name] = indexEntry{"/openapi/v3/" + name + "?hash=" + document.etag}
@@ -284,17 +282,28 @@ func (o *openAPI) buildV3Locked() error {
 	return nil
 }
 
-func (o *openAPI) buildVersion(gv schema.GroupVersion, namer *openapinamer.DefinitionNamer, definitions map[string]common.OpenAPIDefinition) (*openAPIDocument, error) {
+// routes are all paths by the name of their v3 document: "api/v1", "apis/apps/v1", "version".
+func (o *openAPI) routes() map[string]*container {
+	routes := o.server.otherRoutes()
+	for gv := range o.server.versions {
+		c := o.server.routesOf(gv)
+		routes[strings.TrimPrefix(c.root, "/")] = c
+	}
+	return routes
+}
+
+func (o *openAPI) build(name string, routes *container, namer *openapinamer.DefinitionNamer, definitions map[string]common.OpenAPIDefinition) (*openAPIDocument, error) {
 	config := &common.OpenAPIV3Config{
 		Info:                           o.title(),
 		DefaultResponse:                &spec3.Response{ResponseProps: spec3.ResponseProps{Description: "Default Response."}},
+		CommonResponses:                map[int]*spec3.Response{http.StatusUnauthorized: {ResponseProps: spec3.ResponseProps{Description: "Unauthorized"}}},
 		GetOperationIDAndTagsFromRoute: operationName,
 		GetDefinitionName:              namer.GetDefinitionName,
 		Definitions:                    maps.Clone(definitions),
 	}
-	document, err := builder3.BuildOpenAPISpecFromRoutes([]common.RouteContainer{o.server.routesOf(gv)}, config)
+	document, err := builder3.BuildOpenAPISpecFromRoutes([]common.RouteContainer{routes}, config)
 	if err != nil {
-		return nil, fmt.Errorf("building OpenAPI v3 of %s: %w", gv, err)
+		return nil, fmt.Errorf("building OpenAPI v3 of %s: %w", name, err)
 	}
 	return newOpenAPIDocument(document, handler3.ToV3ProtoBinary)
 }

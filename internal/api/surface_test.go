@@ -77,8 +77,7 @@ func compareSurfaces(t *testing.T, got, want map[string]string) {
 // ours drops what is not compared yet.
 func ours(text string) string {
 	lines := slices.DeleteFunc(strings.Split(text, "\n"), func(line string) bool {
-		return strings.HasPrefix(line, "operation ") || strings.HasPrefix(line, "schema ") || strings.HasPrefix(line, "openapi ") ||
-			strings.Contains(line, "apiextensions")
+		return strings.Contains(line, "apiextensions") || strings.Contains(line, "Apiextensions")
 	})
 	return strings.Join(lines, "\n")
 }
@@ -97,7 +96,7 @@ func compareLines(t *testing.T, got, want string) {
 			t.Errorf("here:     %s", line)
 		}
 	}
-	if !t.Failed() && got != want {
+	if !t.Failed() && len(gotLines) == len(wantLines) && got != want {
 		t.Error("the lines are the same, and their order is not")
 	}
 }

@@ -149,6 +149,9 @@ func (r *Resource) New() runtime.Object { return r.def.newObj() }
 // Table makes the columns of a kind that upstream's printers do not know; nil if they do.
 func (r *Resource) Table() rest.TableConvertor { return r.def.table }
 
+// ReturnsDeleted reports whether a finished delete is answered with the object, not a Status.
+func (r *Resource) ReturnsDeleted() bool { return r.def.returnDeleted }
+
 // Sub is the description of a subresource, nil if there is none of that name.
 func (r *Resource) Sub(name string) *SubresourceInfo {
 	if s := r.subs[name]; s != nil {
