@@ -25,6 +25,10 @@ type TakeOverOptions struct {
 	PKI         string // folder with kubeadm's file names and encryption.yaml; required
 	MemberName  string // of the single member; default "default"
 	ServiceCIDR string // default 10.96.0.0/12
+
+	// Inspect is called before kube-apiserver starts, and so sees the data as it was left. gateway
+	// is the address of etcd's JSON API, like http://127.0.0.1:2379/v3/. It may be nil.
+	Inspect func(ctx context.Context, gateway string) error
 }
 
 func (o *TakeOverOptions) check() error {
@@ -80,18 +84,21 @@ func downgrade(ctx context.Context, opts TakeOverOptions, ports []string) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Stop()) }()
-	gateway := "http://127.0.0.1:" + ports[0] + "/v3/maintenance/"
+	gateway := "http://127.0.0.1:" + ports[0] + "/v3/"
 	asked := false
 	for {
 		var status struct {
 			StorageVersion string `json:"storageVersion"`
 		}
-		err := post(ctx, gateway+"status", map[string]string{}, &status)
+		err := Post(ctx, gateway+"maintenance/status", map[string]string{}, &status)
 		switch {
 		case err == nil && status.StorageVersion == storageVersion:
+			if opts.Inspect != nil {
+				return opts.Inspect(ctx, gateway)
+			}
 			return nil
 		case err == nil && !asked: // refused until the member has seen its own version
-			err = post(ctx, gateway+"downgrade", map[string]string{"action": "ENABLE", "version": storageVersion}, nil)
+			err = Post(ctx, gateway+"maintenance/downgrade", map[string]string{"action": "ENABLE", "version": storageVersion}, nil)
 			asked = err == nil
 		}
 		select {
@@ -102,8 +109,8 @@ func downgrade(ctx context.Context, opts TakeOverOptions, ports []string) (err e
 	}
 }
 
-// post calls etcd's JSON gateway.
-func post(ctx context.Context, url string, body, answer any) error {
+// Post calls etcd's JSON API, which has the names of its gRPC API and bytes in base64.
+func Post(ctx context.Context, url string, body, answer any) error {
 	encoded, err := json.Marshal(body)
 	if err != nil {
 		return fmt.Errorf("upstream: encode a request: %w", err)
