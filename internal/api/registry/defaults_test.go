@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -41,5 +42,18 @@ func TestWhatStrategiesClearHasItsDefault(t *testing.T) {
 	}
 	if got := read.(*corev1.PersistentVolumeClaim).Status.Phase; got != corev1.ClaimPending {
 		t.Errorf("read from etcd: phase = %q, want %q", got, corev1.ClaimPending)
+	}
+}
+
+// An object in memory is what it will be once it was read from etcd.
+func TestEmptySlicesAreWhatEtcdMakesOfThem(t *testing.T) {
+	r := start(t, Options{})
+	slices := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+	slice := create(t, r, slices, &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Name: "none"}, AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints: []discoveryv1.Endpoint{}, Ports: []discoveryv1.EndpointPort{},
+	})
+	if slice.Endpoints != nil || slice.Ports != nil {
+		t.Errorf("endpoints %#v, ports %#v; want nil", slice.Endpoints, slice.Ports)
 	}
 }

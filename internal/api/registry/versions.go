@@ -42,6 +42,7 @@ func (v typedVersions) toStored(internal runtime.Object) (store.Object, error) {
 	obj, err := versioned(internal, v.stored)
 	if err == nil {
 		legacyscheme.Scheme.Default(obj)
+		dropEmpty(obj)
 	}
 	return obj, err
 }
