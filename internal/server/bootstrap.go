@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -46,12 +45,11 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := cp.publishAuthentication(ctx); err != nil {
 		return err
 	}
+	if err := cp.publishServiceCIDR(ctx); err != nil {
+		return err
+	}
 	services := cp.opts.ServiceCIDR.Masked()
 	for _, obj := range []ctrlclient.Object{
-		&networkingv1.ServiceCIDR{
-			ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
-			Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{services.String()}},
-		},
 		apiService(services.Addr().Next()),
 		dnsService(podnet.DNSAddr(services)),
 	} {

@@ -143,6 +143,7 @@ func (c *Cluster) Rest() (*rest.Config, error) {
 		return nil, fmt.Errorf("cluster: read the kubeconfig: %w", err)
 	}
 	config.Dial, config.QPS, config.Burst = c.machine.dial, 1000, 1000
+	config.WarningHandler = rest.NoWarnings{}
 	return config, nil
 }
 

@@ -160,7 +160,7 @@ func takeOver(t *testing.T, left remains, programs, newEtcd string) *rest.Config
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.QPS, config.Burst = 1000, 1000
+	config.QPS, config.Burst, config.WarningHandler = 1000, 1000, rest.NoWarnings{}
 	client := kubernetes.NewForConfigOrDie(config)
 	eventually(t, "kube-apiserver is ready", time.Minute, func() error {
 		if err := taken.Check(); err != nil {
