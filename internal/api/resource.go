@@ -393,13 +393,16 @@ func (s *Server) createSub(q *query, ep *endpoint, sub *subEndpoint) int {
 	}
 	out.pretty = wantsPretty(&out, q.r)
 	if status, ok := answer.(*metav1.Status); ok {
-		code := int(status.Code)
-		if code == 0 {
-			code = http.StatusCreated
-		}
-		return s.writeObject(q, out, code, statusKind(), status)
+		return s.created(q, out, status)
 	}
 	return s.writeObject(q, out, http.StatusCreated, sub.Kind, answer)
+}
+
+// created answers a create that makes no object; the code is in the Status too.
+func (s *Server) created(q *query, out output, status *metav1.Status) int {
+	copied := *status
+	copied.Code = http.StatusCreated
+	return s.writeObject(q, out, http.StatusCreated, statusKind(), &copied)
 }
 
 // review answers a question.
@@ -433,7 +436,7 @@ func (s *Server) review(q *query, r *review) int {
 	}
 	out.pretty = wantsPretty(&out, q.r)
 	if status, ok := answer.(*metav1.Status); ok {
-		return s.writeObject(q, out, http.StatusCreated, statusKind(), status)
+		return s.created(q, out, status)
 	}
 	return s.writeObject(q, out, http.StatusCreated, r.kind, answer)
 }

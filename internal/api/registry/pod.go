@@ -7,7 +7,6 @@ import (
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -76,7 +75,7 @@ func bind(ctx context.Context, r *Resource, namespace, name string, in runtime.O
 	if errs := validation.ValidatePodBinding(&internal); len(errs) > 0 {
 		return nil, errs.ToAggregate()
 	}
-	err := r.change(ctx, namespace, name, isDryRun(opts.DryRun), func(current *store.Entry) (store.Object, error) {
+	_, err := r.change(ctx, namespace, name, isDryRun(opts.DryRun), func(current *store.Entry) (store.Object, error) {
 		pod := current.Object.(*corev1.Pod)
 		if err := checkBinding(pod, current, binding); err != nil {
 			return nil, err
@@ -154,65 +153,21 @@ func withCondition(conditions []corev1.PodCondition, set corev1.PodCondition) []
 
 // change stores what edit makes of the current object, until no one else was faster. It is
 // for the server's own steps: they pass no strategy. edit must not touch what it is given.
-func (r *Resource) change(ctx context.Context, namespace, name string, dryRun bool, edit func(current *store.Entry) (store.Object, error)) error {
+func (r *Resource) change(ctx context.Context, namespace, name string, dryRun bool, edit func(current *store.Entry) (store.Object, error)) (*store.Entry, error) {
 	key := r.def.stored.Key(namespace, name)
 	for ctx.Err() == nil {
 		current, err := r.store.Get(r.def.stored.Name, key)
 		if err != nil {
-			return statusError(err, r.Resource.GroupResource(), name)
+			return nil, statusError(err, r.Resource.GroupResource(), name)
 		}
 		next, err := edit(current)
 		if err != nil || dryRun {
-			return err
+			return current, err
 		}
-		_, err = r.store.Update(ctx, r.def.stored.Name, key, current.Rev, next)
+		entry, err := r.store.Update(ctx, r.def.stored.Name, key, current.Rev, next)
 		if !isLostRace(err) {
-			return statusError(err, r.Resource.GroupResource(), name)
+			return entry, statusError(err, r.Resource.GroupResource(), name)
 		}
 	}
-	return statusError(ctx.Err(), r.Resource.GroupResource(), name)
-}
-
-func evictionSubresource() *subresource {
-	return &subresource{
-		info:   SubresourceInfo{Name: "eviction", Kind: policyv1.SchemeGroupVersion.WithKind("Eviction"), Verbs: []string{"create"}},
-		newObj: func() runtime.Object { return &policyv1.Eviction{} },
-		create: evict,
-	}
-}
-
-// evict deletes a pod after saying why in its conditions.
-func evict(ctx context.Context, r *Resource, namespace, name string, in runtime.Object, opts *metav1.CreateOptions) (runtime.Object, error) {
-	eviction, ok := in.(*policyv1.Eviction)
-	if !ok {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("not a Eviction object: %T", in))
-	}
-	del := &metav1.DeleteOptions{}
-	if eviction.DeleteOptions != nil {
-		del = eviction.DeleteOptions.DeepCopy()
-	}
-	if len(del.DryRun) == 0 {
-		del.DryRun = opts.DryRun
-	}
-	err := r.change(ctx, namespace, name, isDryRun(del.DryRun), func(current *store.Entry) (store.Object, error) {
-		if err := r.checkPreconditions(current, del); err != nil {
-			return nil, err
-		}
-		evicted := *current.Object.(*corev1.Pod)
-		evicted.Status.Conditions = withCondition(evicted.Status.Conditions, corev1.PodCondition{
-			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, ObservedGeneration: evicted.Generation,
-			Reason: "EvictionByEvictionAPI", Message: "Eviction API: evicting",
-		})
-		return &evicted, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if del.Preconditions != nil {
-		del.Preconditions.ResourceVersion = nil // checked above; the condition has moved it on
-	}
-	if _, err := r.Delete(ctx, namespace, name, del); err != nil {
-		return nil, err
-	}
-	return success(), nil
+	return nil, statusError(ctx.Err(), r.Resource.GroupResource(), name)
 }
