@@ -32,6 +32,7 @@ type Event struct {
 type table struct {
 	kind    *Kind
 	applied *atomic.Int64 // the store's; advanced under mu so that a list knows its revision
+	version atomic.Int64  // revision of the last change, see Store.Version
 
 	mu       sync.RWMutex // guards the fields below
 	byKey    map[string]*Entry
@@ -70,6 +71,7 @@ func (t *table) load(entries []*Entry, rev int64) {
 	defer t.mu.Unlock()
 	for _, e := range entries {
 		t.putLocked(e)
+		t.version.Store(max(t.version.Load(), e.Rev))
 	}
 	t.history.from = rev
 }
@@ -134,6 +136,7 @@ func (t *table) unindexLocked(e *Entry) {
 }
 
 func (t *table) publishLocked(event Event) {
+	t.version.Store(event.Rev)
 	t.history.add(event)
 	for w := range t.watchers {
 		if !w.offer(event) {
