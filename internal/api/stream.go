@@ -185,6 +185,9 @@ func (s *streams) connect(q *query) int {
 	if err := legacyscheme.ParameterCodec.DecodeParameters(q.r.URL.Query(), corev1.SchemeGroupVersion, opts); err != nil {
 		return s.server.fail(q, apierrors.NewBadRequest(err.Error()))
 	}
+	if err := q.endpoint.Connect(ctx, q.namespace(), name, sub, opts); err != nil {
+		return s.server.fail(q, err)
+	}
 	answer := &responder{server: s.server, q: q, code: http.StatusSwitchingProtocols}
 	handler, err := connecter.Connect(ctx, name, opts, answer)
 	if err != nil {
@@ -290,7 +293,10 @@ func (w *codeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (s *streams) proxy(ctx context.Context, q *query) int {
 	var location *url.URL
 	var transport http.RoundTripper
-	var err error
+	err := q.endpoint.Connect(ctx, q.namespace(), q.path.Name, q.path.Subresource, proxyOptions(q.path.Resource, s.proxyPath(q)))
+	if err != nil {
+		return s.server.fail(q, err)
+	}
 	version := corev1.SchemeGroupVersion
 	switch q.path.Resource {
 	case "nodes":
@@ -318,6 +324,17 @@ func (s *streams) proxy(ctx context.Context, q *query) int {
 		return answer.code
 	}
 	return counted.code
+}
+
+// proxyOptions are what admission is shown of a request to a proxy.
+func proxyOptions(resource, path string) runtime.Object {
+	switch resource {
+	case "nodes":
+		return &core.NodeProxyOptions{Path: path}
+	case "services":
+		return &core.ServiceProxyOptions{Path: path}
+	}
+	return &core.PodProxyOptions{Path: path}
 }
 
 // proxyPath is what the target is asked for: what follows "proxy", or the path parameter.

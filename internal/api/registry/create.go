@@ -175,11 +175,6 @@ func (r *Resource) requestContext(ctx context.Context, namespace, verb, name, su
 	})
 }
 
-func (r *Resource) attributes(ctx context.Context, obj, old runtime.Object, namespace, name, sub string, op admission.Operation, opts runtime.Object, dryRun bool) admission.Attributes {
-	user, _ := genericapirequest.UserFrom(ctx)
-	return admission.NewAttributesRecord(obj, old, r.Kind, namespace, name, r.Resource, sub, op, opts, dryRun, user)
-}
-
 func metaOf(obj runtime.Object) (metav1.Object, error) {
 	accessor, ok := obj.(metav1.ObjectMetaAccessor)
 	if !ok {

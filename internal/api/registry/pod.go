@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/core/validation"
@@ -38,18 +37,9 @@ func (r *Resource) CreateSub(ctx context.Context, namespace, name, sub string, o
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("name in URL (%s) does not match name in %s object (%s)", name, s.info.Kind.Kind, meta.GetObjectMeta().GetName()))
 		}
 	}
-	if adm := r.registry.admission; adm != nil {
-		internal, err := legacyscheme.Scheme.ConvertToVersion(obj, internalVersion(s.info.Kind))
-		if err != nil {
-			return nil, fmt.Errorf("converting %T: %w", obj, err)
-		}
-		a := r.attributes(ctx, internal, nil, namespace, name, sub, admission.Create, opts, isDryRun(opts.DryRun))
-		if err := adm.Admit(ctx, a); err != nil {
-			return nil, err
-		}
-		if err := adm.Validate(ctx, a); err != nil {
-			return nil, err
-		}
+	obj, err := r.admitAction(ctx, s, namespace, name, obj, opts)
+	if err != nil {
+		return nil, err
 	}
 	return s.create(ctx, r, namespace, name, obj, opts)
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/capabilities"
 
 	"gantry.dev/gantry/internal/store"
 )
@@ -81,6 +82,7 @@ func New(opts Options) (*Registry, error) {
 	if !opts.ServiceCIDR.IsValid() {
 		return nil, errors.New("registry: ServiceCIDR is empty")
 	}
+	capabilities.Setup(true, 0) // privileged pods are a matter of pod security levels, as with kubeadm's --allow-privileged
 	r := &Registry{
 		opts:   opts,
 		byName: make(map[schema.GroupVersionResource]*Resource),

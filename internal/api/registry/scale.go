@@ -109,7 +109,7 @@ func (m scaleMapping) fromScale(parent, sub store.Object) error {
 }
 
 // changeMapped makes the change of a parent from a change of its mapped subresource.
-func (r *Resource) changeMapped(s *subresource, apply change) change {
+func (r *Resource) changeMapped(ctx context.Context, s *subresource, opts *metav1.UpdateOptions, apply change) change {
 	return func(current store.Object) (store.Object, error) {
 		if current == nil {
 			return nil, apierrors.NewNotFound(r.Resource.GroupResource(), "")
@@ -127,6 +127,9 @@ func (r *Resource) changeMapped(s *subresource, apply change) change {
 		before.SetManagedFields(subFields)
 		after, err := apply(before)
 		if err != nil {
+			return nil, err
+		}
+		if after, err = r.admitMapped(ctx, s, parent, after, opts); err != nil {
 			return nil, err
 		}
 		if err := s.toParent(parent, after); err != nil {
@@ -161,8 +164,8 @@ func (r *Resource) updateMapped(ctx context.Context, namespace, name string, s *
 func (r *Resource) storeMapped(ctx context.Context, namespace, name string, s *subresource, opts *metav1.UpdateOptions, apply change) (*store.Entry, error) {
 	ctx = r.requestContext(ctx, namespace, "update", name, s.info.Name)
 	u := updating{
-		namespace: namespace, name: name, sub: s.info.Name, strategy: r.def.strategy, opts: opts,
-		apply: r.changeMapped(s, apply),
+		namespace: namespace, name: name, sub: s.info.Name, strategy: r.def.strategy, opts: opts, mapped: s,
+		apply: r.changeMapped(ctx, s, opts, apply),
 	}
 	entry, _, err := r.update(ctx, u)
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -35,6 +34,9 @@ type updating struct {
 	uid         types.UID // must match when set
 	apply       change
 	forceCreate bool // create when there is none, as server-side apply does
+	// mapped is the subresource of another type through which the object is changed. Admission
+	// sees that: what it changes, apply has done; what it refuses is asked here.
+	mapped *subresource
 }
 
 // Update replaces the object, or what the subresource shows of it, by in, which it takes
@@ -181,7 +183,7 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 	if err != nil {
 		return nil, false, err
 	}
-	if adm := r.registry.admission; adm != nil {
+	if adm := r.registry.admission; adm != nil && u.mapped == nil {
 		if err := adm.Admit(ctx, r.updateAttributes(ctx, u, internal, oldInternal)); err != nil {
 			return nil, false, err
 		}
@@ -227,10 +229,6 @@ func (r *Resource) checkRevision(u updating, obj store.Object, current *store.En
 	return nil
 }
 
-func (r *Resource) updateAttributes(ctx context.Context, u updating, obj, old runtime.Object) admission.Attributes {
-	return r.attributes(ctx, obj, old, u.namespace, u.name, u.sub, admission.Update, u.opts, isDryRun(u.opts.DryRun))
-}
-
 // prepareUpdate takes the new object through strategy, validation and validating admission. remove says
 // that the update took the last finalizer of an object that is being deleted.
 func (r *Resource) prepareUpdate(ctx context.Context, u updating, internal, oldInternal runtime.Object) (prepared runtime.Object, remove bool, err error) {
@@ -240,10 +238,8 @@ func (r *Resource) prepareUpdate(ctx context.Context, u updating, internal, oldI
 	if internal, err = fieldmanager.IgnoreManagedFieldsTimestampsTransformer(ctx, internal, oldInternal); err != nil {
 		return nil, false, err
 	}
-	if adm := r.registry.admission; adm != nil {
-		if err := adm.Validate(ctx, r.updateAttributes(ctx, u, internal, oldInternal)); err != nil {
-			return nil, false, err
-		}
+	if err := r.validateUpdate(ctx, u, internal, oldInternal); err != nil {
+		return nil, false, err
 	}
 	meta, err := metaOf(internal)
 	if err != nil {
