@@ -38,8 +38,9 @@ type Cluster struct {
 	Handler      http.Handler      // the API
 	Dir          string
 
-	t    testing.TB
-	stop func()
+	t         testing.TB
+	stop      func()
+	authority *authority
 }
 
 // Start runs a control plane until the test ends or Stop is called, and waits until it is
@@ -57,7 +58,8 @@ func Start(t testing.TB, opts Options) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := x509.NewCertPool()
+	ca := newAuthority(t)
+	pool := ca.pool()
 	ctx, cancel := context.WithCancel(context.Background())
 	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
@@ -71,7 +73,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cp.Run(ctx) }()
-	c := &Cluster{ControlPlane: cp, Client: cp.Admin(), Handler: cp.Handler(), Dir: opts.Dir, t: t}
+	c := &Cluster{ControlPlane: cp, Client: cp.Admin(), Handler: cp.Handler(), Dir: opts.Dir, t: t, authority: ca}
 	c.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,11 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := cp.publishServiceCIDR(ctx); err != nil {
 		return err
 	}
+	for _, class := range systemPriorityClasses() {
+		if err := cp.ensure(ctx, class); err != nil {
+			return err
+		}
+	}
 	services := cp.opts.ServiceCIDR.Masked()
 	for _, obj := range []ctrlclient.Object{
 		apiService(services.Addr().Next()),
@@ -61,6 +67,19 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 		return nil
 	}
 	return cp.publishEndpoint(ctx, cp.opts.Endpoint())
+}
+
+// systemPriorityClasses are those that pods of the system may name in every cluster (Kubernetes
+// documentation, "Pod Priority and Preemption").
+func systemPriorityClasses() []*schedulingv1.PriorityClass {
+	class := func(name, use string, value int32) *schedulingv1.PriorityClass {
+		return &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Value: value, Description: use}
+	}
+	const critical = 2_000_000_000 // twice what users may take
+	return []*schedulingv1.PriorityClass{
+		class("system-node-critical", "Used for system critical pods that must not be moved from their current node.", critical+1000),
+		class("system-cluster-critical", "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.", critical),
+	}
 }
 
 // ensure creates obj unless there is one of its name.

@@ -59,6 +59,7 @@ type ControlPlane struct {
 	store      *store.Store
 	registry   *registry.Registry
 	authorizer *auth.Authorizer
+	admission  *admission.Chain
 	authn      *auth.Authenticator
 	handler    *api.Server
 	admin      *client.Client
@@ -112,7 +113,8 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 
 // wireAPI makes what reads the cluster through the registry, and the HTTP layer over all.
 func (cp *ControlPlane) wireAPI() error {
-	chain, err := admission.NewChain(cp.admin)
+	var err error
+	cp.admission, err = admission.New(admission.Options{Registry: cp.registry, Authorizer: cp.authorizer, Client: cp.admin})
 	if err != nil {
 		return err
 	}
@@ -125,7 +127,7 @@ func (cp *ControlPlane) wireAPI() error {
 		return err
 	}
 	cp.registry.Use(registry.Wiring{
-		Store: cp.store, Admission: chain,
+		Store: cp.store, Admission: cp.admission,
 		IssueToken: func(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
 			return cp.authn.IssueToken(ctx, account, request)
 		},
@@ -290,6 +292,7 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 	informers := client.NewCache(cp.admin, client.CacheOptions{Logger: cp.opts.Logger})
 	run("informers", informers.Start)
 	run("registry", cp.registry.Run)
+	run("admission", cp.admission.Run)
 	run("events", cp.events.Run)
 	aggregator, err := auth.NewAggregator(cp.admin, informers, cp.opts.Logger)
 	if err != nil {

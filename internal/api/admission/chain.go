@@ -3,62 +3,209 @@ package admission
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/audit"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/api/admission/policy"
+	"gantry.dev/gantry/internal/api/admission/quota"
+	"gantry.dev/gantry/internal/api/admission/view"
+	"gantry.dev/gantry/internal/api/admission/webhook"
+	"gantry.dev/gantry/internal/api/registry"
 )
 
-// Reader is what plugins read the cluster with. What it returns is shared and read-only.
-type Reader interface {
-	Get(ctx context.Context, key ctrlclient.ObjectKey, obj ctrlclient.Object, opts ...ctrlclient.GetOption) error
-}
-
-// Plugin is one step. Admit may change the object of the attributes; Validate must not.
-type Plugin interface {
-	Admit(ctx context.Context, a admission.Attributes) error
-	Validate(ctx context.Context, a admission.Attributes) error
+// Options says what a Chain needs. All are required.
+type Options struct {
+	Registry   *registry.Registry
+	Authorizer authorizer.Authorizer
+	Client     ctrlclient.Client // writes what quotas have used, as the server itself
 }
 
 // Chain runs plugins in order. It satisfies the registry's Admission.
-type Chain struct{ plugins []Plugin }
+type Chain struct {
+	view     *view.View
+	hooks    *webhook.Hooks
+	policies *policy.Policies
+	routes   map[schema.GroupResource][]*step // steps by resource, for those that some step names
+	rest     []*step                          // steps of all other resources
+	objects  func() admission.ObjectInterfaces
+	audited  admission.Interface // the chain, with annotations written to the audit event
+	guarded  admission.Interface // the chain, with managed fields kept intact
+	stop     chan struct{}       // closed when Run ends
+}
 
-// NewChain returns the chain that is on by default.
-func NewChain(reader Reader) (*Chain, error) {
-	if reader == nil {
-		return nil, errors.New("admission: Reader is nil")
+// New checks opts and returns the Chain. Nothing is started; call Run before the first request.
+func New(opts Options) (*Chain, error) {
+	switch {
+	case opts.Registry == nil:
+		return nil, errors.New("admission: Registry is nil")
+	case opts.Authorizer == nil:
+		return nil, errors.New("admission: Authorizer is nil")
+	case opts.Client == nil:
+		return nil, errors.New("admission: Client is nil")
 	}
-	return &Chain{plugins: []Plugin{
-		namespaceLifecycle{reader},
-		serviceAccount{reader},
-		nodeRestriction{reader},
-		taintNodesByCondition{},
-		defaultTolerationSeconds{},
-		priority{},
-	}}, nil
+	v, err := view.New(opts.Registry)
+	if err != nil {
+		return nil, err
+	}
+	c := &Chain{view: v, stop: make(chan struct{})}
+	if c.hooks, err = webhook.New(webhook.Options{View: v, Authorizer: opts.Authorizer}); err != nil {
+		return nil, err
+	}
+	c.policies, err = policy.New(policy.Options{View: v, Authorizer: opts.Authorizer, Schema: opts.Registry.TypeConverter})
+	if err != nil {
+		return nil, err
+	}
+	quotas, err := quota.New(quota.Options{View: v, Client: opts.Client, Stop: c.stop})
+	if err != nil {
+		return nil, err
+	}
+	c.objects = sync.OnceValue(func() admission.ObjectInterfaces { return newObjects(opts.Registry) })
+	c.audited = admission.WithAudit(asPlugin{c})
+	c.guarded = fieldmanager.NewManagedFieldsValidatingAdmissionController(asPlugin{c})
+	c.route(c.steps(newUpstream(v, opts.Authorizer, c.stop), quotas))
+	return c, nil
+}
+
+// Run keeps the workers that plugins start for themselves, until ctx ends.
+func (c *Chain) Run(ctx context.Context) error {
+	<-ctx.Done()
+	close(c.stop)
+	return nil
+}
+
+// route sorts the steps by the resources that they are about.
+func (c *Chain) route(steps []*step) {
+	c.routes = make(map[schema.GroupResource][]*step)
+	for _, s := range steps {
+		for _, resource := range s.resources {
+			c.routes[resource] = nil
+		}
+	}
+	for _, s := range steps {
+		if s.resources == nil {
+			c.rest = append(c.rest, s)
+			for resource := range c.routes {
+				c.routes[resource] = append(c.routes[resource], s)
+			}
+			continue
+		}
+		for _, resource := range s.resources {
+			c.routes[resource] = append(c.routes[resource], s)
+		}
+	}
+}
+
+func (c *Chain) stepsFor(a admission.Attributes) []*step {
+	if steps, ok := c.routes[a.GetResource().GroupResource()]; ok {
+		return steps
+	}
+	return c.rest
 }
 
 // Admit implements the registry's Admission.
 func (c *Chain) Admit(ctx context.Context, a admission.Attributes) error {
-	for _, p := range c.plugins {
-		if err := p.Admit(ctx, a); err != nil {
-			return err
-		}
+	if audit.AuditContextFrom(ctx) != nil {
+		return admitBy(ctx, c.audited, a, c.objects())
 	}
-	return nil
+	return c.admit(ctx, a)
 }
 
 // Validate implements the registry's Admission.
 func (c *Chain) Validate(ctx context.Context, a admission.Attributes) error {
-	for _, p := range c.plugins {
-		if err := p.Validate(ctx, a); err != nil {
+	if audit.AuditContextFrom(ctx) != nil {
+		return validateBy(ctx, c.audited, a, c.objects())
+	}
+	return c.validate(ctx, a)
+}
+
+// admit runs the chain. Only administrators' own hooks can harm the managed fields.
+func (c *Chain) admit(ctx context.Context, a admission.Attributes) error {
+	if a.GetObject() != nil && (c.hooks.Mutates() || c.policies.Mutates()) {
+		return admitBy(ctx, c.guarded, a, c.objects())
+	}
+	return c.admitAll(ctx, a)
+}
+
+// admitAll lets each step change the object; when a hook did, once more.
+func (c *Chain) admitAll(ctx context.Context, a admission.Attributes) error {
+	if err := c.admitOnce(ctx, a); err != nil {
+		return err
+	}
+	again := a.GetReinvocationContext()
+	if again == nil || !again.ShouldReinvoke() {
+		return nil
+	}
+	again.SetIsReinvoke()
+	return c.admitOnce(ctx, a)
+}
+
+func (c *Chain) admitOnce(ctx context.Context, a admission.Attributes) error {
+	for _, s := range c.stepsFor(a) {
+		if s.skips(a) {
+			continue
+		}
+		p, err := s.plugin()
+		if err != nil {
+			return apierrors.NewInternalError(fmt.Errorf("admission plugin %s: %w", s.name, err))
+		}
+		if err := admitBy(ctx, p, a, c.objects()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// mutatesOnly is embedded by plugins that have nothing to validate.
-type mutatesOnly struct{}
+func (c *Chain) validate(ctx context.Context, a admission.Attributes) error {
+	for _, s := range c.stepsFor(a) {
+		if s.skips(a) {
+			continue
+		}
+		p, err := s.plugin()
+		if err != nil {
+			return apierrors.NewInternalError(fmt.Errorf("admission plugin %s: %w", s.name, err))
+		}
+		if err := validateBy(ctx, p, a, c.objects()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// Validate implements Plugin.
-func (mutatesOnly) Validate(context.Context, admission.Attributes) error { return nil }
+func admitBy(ctx context.Context, p admission.Interface, a admission.Attributes, o admission.ObjectInterfaces) error {
+	if m, ok := p.(admission.MutationInterface); ok && p.Handles(a.GetOperation()) {
+		return m.Admit(ctx, a, o)
+	}
+	return nil
+}
+
+func validateBy(ctx context.Context, p admission.Interface, a admission.Attributes, o admission.ObjectInterfaces) error {
+	if v, ok := p.(admission.ValidationInterface); ok && p.Handles(a.GetOperation()) {
+		return v.Validate(ctx, a, o)
+	}
+	return nil
+}
+
+// asPlugin shows the chain to upstream's decorators.
+type asPlugin struct{ chain *Chain }
+
+// Handles implements admission.Interface.
+func (asPlugin) Handles(admission.Operation) bool { return true }
+
+// Admit implements admission.MutationInterface. What guards the managed fields calls this
+// with the guard already up.
+func (p asPlugin) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	return p.chain.admitAll(ctx, a)
+}
+
+// Validate implements admission.ValidationInterface.
+func (p asPlugin) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	return p.chain.validate(ctx, a)
+}

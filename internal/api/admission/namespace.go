@@ -10,29 +10,33 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/admission"
 	api "k8s.io/kubernetes/pkg/apis/core"
-	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/api/admission/view"
 )
 
 // namespaceLifecycle keeps objects out of namespaces that are gone or going, and the
 // system's namespaces in place (upstream: NamespaceLifecycle).
-type namespaceLifecycle struct{ reader Reader }
+type namespaceLifecycle struct{ view *view.View }
 
-// Admit implements Plugin.
-func (p namespaceLifecycle) Admit(ctx context.Context, a admission.Attributes) error {
+// Handles implements admission.Interface.
+func (namespaceLifecycle) Handles(op admission.Operation) bool { return op != admission.Connect }
+
+// Admit implements admission.MutationInterface.
+func (p namespaceLifecycle) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() == api.Resource("namespaces") {
 		return p.protect(a)
 	}
 	if a.GetNamespace() == "" || a.GetOperation() == admission.Delete {
 		return nil
 	}
-	var ns corev1.Namespace
-	if err := p.reader.Get(ctx, ctrlclient.ObjectKey{Name: a.GetNamespace()}, &ns); err != nil {
+	ns, err := p.view.Namespace(a.GetNamespace())
+	if err != nil {
 		return err
 	}
 	if a.GetOperation() != admission.Create || ns.Status.Phase != corev1.NamespaceTerminating {
 		return nil
 	}
-	err := admission.NewForbidden(a, fmt.Errorf("unable to create new content in namespace %s because it is being terminated", ns.Name))
+	err = admission.NewForbidden(a, fmt.Errorf("unable to create new content in namespace %s because it is being terminated", ns.Name))
 	var status *apierrors.StatusError
 	if errors.As(err, &status) {
 		status.ErrStatus.Details.Causes = append(status.ErrStatus.Details.Causes, metav1.StatusCause{
@@ -54,10 +58,10 @@ func (namespaceLifecycle) protect(a admission.Attributes) error {
 	return nil
 }
 
-// Validate implements Plugin: the namespace may have begun to go while others admitted.
-func (p namespaceLifecycle) Validate(ctx context.Context, a admission.Attributes) error {
+// Validate implements admission.ValidationInterface: the namespace may have begun to go while others admitted.
+func (p namespaceLifecycle) Validate(ctx context.Context, a admission.Attributes, o admission.ObjectInterfaces) error {
 	if a.GetOperation() != admission.Create {
 		return nil
 	}
-	return p.Admit(ctx, a)
+	return p.Admit(ctx, a, o)
 }
