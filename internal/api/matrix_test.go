@@ -136,16 +136,13 @@ func (c *cluster) put(t *testing.T, ep *endpoint, name string) {
 	}
 	object.SetName(name)
 	object.SetUID("uid")
-	key, kind := name, ep.Info.Resource.Resource
+	key := name
 	if ep.Namespaced {
 		object.SetNamespace("default")
 		key = "default/" + name
 	}
-	if ep.Info.Resource.Group != "" {
-		kind += "." + ep.Info.Resource.Group
-	}
-	if _, err := c.store.Create(t.Context(), kind, key, object); err != nil {
-		t.Errorf("storing a %s: %v", kind, err)
+	if _, err := c.store.Create(t.Context(), ep.StoredIn(), key, object); err != nil {
+		t.Errorf("storing one of %s: %v", ep.StoredIn(), err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,7 +84,8 @@ type cluster struct {
 	registry *registry.Registry
 	store    *store.Store
 	pki      *pkiSet
-	addr     string // of the TLS listener, "" until listen
+	certs    sync.Map // *x509.Certificate by user
+	addr     string   // of the TLS listener, "" until listen
 }
 
 // registryReader reads the objects that tokens are bound to.
@@ -195,10 +197,14 @@ func (c *cluster) do(t testing.TB, as, method, target string, body io.Reader, he
 	req := httptest.NewRequestWithContext(t.Context(), method, target, body)
 	if as != "" {
 		groups := map[string][]string{"root": {"system:masters"}}[as]
-		certPEM, _ := c.pki.leaf(t, as, groups...)
-		block, _ := pem.Decode(certPEM)
-		cert, _ := x509.ParseCertificate(block.Bytes)
-		req.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
+		cert, ok := c.certs.Load(as)
+		if !ok {
+			certPEM, _ := c.pki.leaf(t, as, groups...)
+			block, _ := pem.Decode(certPEM)
+			parsed, _ := x509.ParseCertificate(block.Bytes)
+			cert, _ = c.certs.LoadOrStore(as, parsed)
+		}
+		req.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert.(*x509.Certificate)}}
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])

@@ -25,6 +25,8 @@ type Config struct {
 	// "apps/v1/deployments" to "true" or "false". Whether a version exists is for the API to say.
 	RuntimeConfig map[string]string
 
+	Access Access
+
 	given map[string]string
 }
 

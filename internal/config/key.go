@@ -49,7 +49,7 @@ func (k Key) Env() string {
 
 // Keys returns every setting in the order in which help shows it.
 func Keys() []Key {
-	return []Key{
+	return append([]Key{
 		{Name: KeyDataDir, Default: "/var/lib/gantry", set: setDataDir,
 			Usage: "folder that holds everything Gantry keeps"},
 		{Name: KeyListen, Default: "127.0.0.1:6443", set: setListen,
@@ -78,7 +78,7 @@ func Keys() []Key {
 			Usage: "form of the log: text or json"},
 		{Name: KeyRuntimeConfig, List: true, set: setRuntimeConfig,
 			Usage: "API versions to serve or not, such as api/beta=true or batch/v1=false; may be repeated"},
-	}
+	}, accessKeys()...)
 }
 
 // Register adds a flag for each named key, or for every key and --config when no name is given.

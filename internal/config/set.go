@@ -195,6 +195,7 @@ func (c *Config) check() error {
 	add := func(key, want, format string, args ...any) {
 		problems = append(problems, &Error{Where: c.whereFor(key), Problem: fmt.Sprintf(format, args...), Want: want})
 	}
+	c.checkAccess(add)
 	if c.PodCIDR.Overlaps(c.ServiceCIDR) {
 		add(KeyServiceCIDR, "choose ranges that share no address", "%s overlaps the pod range %s", c.ServiceCIDR, c.PodCIDR)
 	}

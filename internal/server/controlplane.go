@@ -26,6 +26,7 @@ import (
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
+	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/events"
 	"gantry.dev/gantry/internal/store"
 )
@@ -46,6 +47,7 @@ type ControlPlaneOptions struct {
 	Endpoint       func() netip.AddrPort // where pods reach this server; nil: nowhere
 	AgentTransport http.RoundTripper     // to agents, with the API server's client certificate
 	FrontProxy     *FrontProxy           // towards other API servers; nil: none believes us
+	Access         *config.Access        // who is believed and what is recorded; nil: kube-apiserver's defaults
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
@@ -58,6 +60,8 @@ type ControlPlane struct {
 	opts       ControlPlaneOptions
 	store      *store.Store
 	registry   *registry.Registry
+	encryption *encryption
+	access     *access
 	authorizer *auth.Authorizer
 	admission  *admission.Chain
 	authn      *auth.Authenticator
@@ -78,16 +82,20 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	seal, err := loadSealer(ctx, opts.EncryptionKey)
+	sealing, err := loadEncryption(ctx, opts.EncryptionKey, opts.Access == nil || opts.Access.EncryptionFile == "", opts.Logger)
+	if err != nil {
+		return nil, err
+	}
+	access, err := newAccess(opts.Access, &opts)
 	if err != nil {
 		return nil, err
 	}
 	cp := &ControlPlane{
-		opts: opts, authorizer: auth.NewAuthorizer(),
+		opts: opts, authorizer: auth.NewAuthorizer(), encryption: sealing, access: access,
 		serving: make(chan struct{}), ready: make(chan struct{}),
 	}
 	cp.registry, err = registry.New(registry.Options{
-		Logger: opts.Logger, Sealer: seal, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
+		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
 		RuntimeConfig: opts.RuntimeConfig,
 	})
 	if err != nil {
@@ -118,16 +126,22 @@ func (cp *ControlPlane) wireAPI() error {
 	if err != nil {
 		return err
 	}
-	issuer := "https://kubernetes.default.svc." + cp.opts.ClusterDomain
-	cp.authn, err = auth.New(auth.Options{
-		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Issuers: []string{issuer},
+	endpoint := ""
+	if cp.opts.Endpoint != nil {
+		endpoint = cp.opts.Endpoint().String()
+	}
+	believed, err := cp.access.authentication(auth.Options{
+		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Patcher: cp.admin,
 		FrontProxy: cp.opts.FrontProxy.believed(),
-	})
+	}, endpoint)
 	if err != nil {
 		return err
 	}
+	if cp.authn, err = auth.New(believed); err != nil {
+		return err
+	}
 	cp.registry.Use(registry.Wiring{
-		Store: cp.store, Admission: cp.admission,
+		Store: cp.store, Admission: cp.access.admission(cp.admission),
 		IssueToken: func(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
 			return cp.authn.IssueToken(ctx, account, request)
 		},
@@ -141,7 +155,7 @@ func (cp *ControlPlane) wireAPI() error {
 	cp.handler, err = api.New(api.Options{
 		Aggregator: cp.aggregator,
 		Registry:   cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
-		Version: cp.opts.Version, Log: cp.opts.Logger, AgentTransport: cp.opts.AgentTransport,
+		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{
 			{Name: "etcd", Live: true, Probe: cp.store.Sync},
 			{Name: "poststarthook/bootstrap", Probe: closed(cp.ready, "the cluster's own objects are being made")},
@@ -294,6 +308,7 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 	run("registry", cp.registry.Run)
 	run("admission", cp.admission.Run)
 	run("events", cp.events.Run)
+	cp.runAccess(run)
 	aggregator, err := auth.NewAggregator(cp.admin, informers, cp.opts.Logger)
 	if err != nil {
 		return err

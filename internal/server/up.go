@@ -64,7 +64,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 	}
 	endpoint := netip.AddrPortFrom(nodeIP, c.Listen.Port())
 	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
-		EtcdDir: c.Path("etcd"), EncryptionKey: c.Path("pki", "encryption.yaml"),
+		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", "encryption.yaml")), Access: &c.Access,
 		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
 		RuntimeConfig: c.RuntimeConfig, Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },

@@ -160,6 +160,9 @@ func (s *Store) refillHistory(ctx context.Context, loaded int64) error {
 		if errors.Is(err, ErrGone) {
 			return nil // compacted meanwhile: watches from before the start list again
 		}
+		if isSealed(err) {
+			continue // a key was taken away since: watches of this kind list again
+		}
 		if err != nil {
 			return err
 		}
@@ -237,6 +240,10 @@ func (s *Store) replayEvent(past map[*table]*table, event *mvccpb.Event) error {
 		return nil
 	}
 	entry, err := t.open(key, event.Kv.Value, rev)
+	if isSealed(err) {
+		delete(past, live) // as in refillHistory
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ var (
 	ErrFull = errors.New("store: database space exceeded")
 	// ErrTooLarge says that the object is larger than one request may be.
 	ErrTooLarge = errors.New("store: object is too large")
+	// ErrSealed says that a value cannot be decrypted with the keys there are.
+	ErrSealed = errors.New("store: value cannot be decrypted")
 	// ErrClosed says that the store is not running.
 	ErrClosed = errors.New("store: not running")
 )

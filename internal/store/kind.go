@@ -24,10 +24,11 @@ type Codec interface {
 	Proto(obj Object) ([]byte, error)
 }
 
-// Sealer encrypts values at rest. The key of the value is authenticated with it.
+// Sealer encrypts values at rest. The key of the value is authenticated with it. Open also says
+// whether Seal would do it otherwise now, with another key for instance.
 type Sealer interface {
 	Seal(key string, plain []byte) ([]byte, error)
-	Open(key string, sealed []byte) ([]byte, error)
+	Open(key string, sealed []byte) (plain []byte, stale bool, err error)
 }
 
 // IndexFunc lists the values under which obj is found; it must be quick and pure.

@@ -39,12 +39,12 @@ func (xorSealer) Seal(key string, plain []byte) ([]byte, error) {
 	return append([]byte(key+":"), flip(plain)...), nil
 }
 
-func (xorSealer) Open(key string, sealed []byte) ([]byte, error) {
+func (xorSealer) Open(key string, sealed []byte) ([]byte, bool, error) {
 	rest, ok := bytes.CutPrefix(sealed, []byte(key+":"))
 	if !ok {
-		return nil, errors.New("sealed under another key")
+		return nil, false, errors.New("sealed under another key")
 	}
-	return flip(rest), nil
+	return flip(rest), false, nil
 }
 
 func flip(in []byte) []byte {

@@ -247,9 +247,9 @@ func (t *table) seal(key string, obj Object) ([]byte, error) {
 // open decodes what etcd holds under key at rev.
 func (t *table) open(key string, value []byte, rev int64) (*Entry, error) {
 	if t.kind.Sealer != nil {
-		plain, err := t.kind.Sealer.Open(t.kind.Prefix+key, value)
+		plain, _, err := t.kind.Sealer.Open(t.kind.Prefix+key, value)
 		if err != nil {
-			return nil, fmt.Errorf("decrypting %s %s: %w", t.kind.Name, key, err)
+			return nil, fmt.Errorf("%w: %s %s: %w", ErrSealed, t.kind.Name, key, err)
 		}
 		value = plain
 	}

@@ -123,11 +123,6 @@ func (d *definition) storedAsJSON() *definition {
 	return d
 }
 
-func (d *definition) sealed(sealer store.Sealer) *definition {
-	d.stored.Sealer = sealer
-	return d
-}
-
 // selects names the fields beyond metadata.name and metadata.namespace that selectors know.
 func (d *definition) selects(set func(obj store.Object) fields.Set) *definition {
 	d.selectable = set

@@ -56,7 +56,7 @@ func (r *Registry) coreKinds() []*definition {
 			withStatus(replicationcontroller.StatusStrategy).selects(replicationControllerFields).scaled(replicationControllerScale()),
 		define[corev1.ResourceQuota](v1, "resourcequotas", resourcequota.Strategy).short("quota").
 			withStatus(resourcequota.StatusStrategy).returnsDeleted(),
-		define[corev1.Secret](v1, "secrets", secret.Strategy).selects(secretFields).sealed(r.opts.Sealer),
+		define[corev1.Secret](v1, "secrets", secret.Strategy).selects(secretFields),
 		define[corev1.Service](v1, "services", service.Strategy).short("svc").category("all").returnsDeleted().
 			at("/registry/services/specs/").withStatus(service.StatusStrategy).selects(serviceFields).
 			connects("proxy").hooked(r.serviceHooks()),

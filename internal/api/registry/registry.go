@@ -39,7 +39,7 @@ type IssueToken func(ctx context.Context, account *corev1.ServiceAccount, reques
 // Options tunes a Registry. ServiceCIDR is required.
 type Options struct {
 	Logger      *slog.Logger          // default: discards
-	Sealer      store.Sealer          // encrypts Secrets at rest; nil stores them in the clear
+	Sealers     Sealers               // encrypt at rest; nil stores everything in the clear
 	RoleGuard   RoleGuard             // nil lets everyone write roles
 	Authorizer  authorizer.Authorizer // asked by strategies about what an object refers to; nil allows everything
 	ServiceCIDR netip.Prefix          // cluster IPs are taken from here
@@ -94,6 +94,7 @@ func New(opts Options) (*Registry, error) {
 		return nil, err
 	}
 	r.defs = r.enabled()
+	r.seal(r.defs...)
 	for _, d := range r.defs {
 		res := &Resource{Info: d.info, registry: r, def: d, subs: make(map[string]*subresource), managers: make(map[string]*fieldManager)}
 		res.managers[""] = r.newFieldManager(d.info.Kind, "", d.strategy)
@@ -115,7 +116,7 @@ func New(opts Options) (*Registry, error) {
 
 // Kinds are the tables that the store must have.
 func (r *Registry) Kinds() []*store.Kind {
-	kinds := []*store.Kind{rangeKind()}
+	kinds := []*store.Kind{r.sealedRanges()}
 	for _, d := range r.defs {
 		if d.info.Primary && d.computed == nil {
 			kinds = append(kinds, d.stored)

@@ -277,6 +277,10 @@ func (r *Resource) storeUpdate(ctx context.Context, u updating, key string, curr
 		return store.NewEntry(obj, r.def.stored.Codec), false, nil
 	}
 	same, err := r.equal(obj, current.Object)
+	if same && err == nil && r.def.stored.Sealer != nil {
+		stale, staleErr := r.store.Stale(ctx, r.def.stored.Name, key)
+		same, err = !stale, statusError(staleErr, r.Resource.GroupResource(), u.name) // a new key is reason enough to write
+	}
 	if err != nil || same {
 		if err == nil {
 			err = statusError(r.store.Sync(ctx), r.Resource.GroupResource(), u.name)
