@@ -27,6 +27,13 @@ func (a *Authority) Pool(ca CA) *x509.CertPool {
 	return a.cas[ca].pool
 }
 
+// Signer returns the authority's certificate and the key that signs. Ensure must have succeeded.
+func (a *Authority) Signer(ca CA) (*x509.Certificate, crypto.Signer) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.cas[ca].cert, a.cas[ca].key
+}
+
 // ServiceAccountKey returns the key that signs service account tokens (ES256 unless kubeadm made it).
 func (a *Authority) ServiceAccountKey() crypto.Signer {
 	a.mu.RLock()

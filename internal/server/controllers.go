@@ -88,6 +88,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}
 		run(m.account, built.Run)
 	}
+	if err := cp.startAccessControllers(run); err != nil {
+		return err
+	}
 	if cp.opts.NoScheduler {
 		return nil
 	}

@@ -44,10 +44,11 @@ type ControlPlaneOptions struct {
 
 	RuntimeConfig  map[string]string // API versions switched on and off, see registry.RuntimeConfig
 	Version        version.Info
-	Endpoint       func() netip.AddrPort // where pods reach this server; nil: nowhere
-	AgentTransport http.RoundTripper     // to agents, with the API server's client certificate
-	FrontProxy     *FrontProxy           // towards other API servers; nil: none believes us
-	Access         *config.Access        // who is believed and what is recorded; nil: kube-apiserver's defaults
+	Endpoint       func() netip.AddrPort                     // where pods reach this server; nil: nowhere
+	AgentTransport http.RoundTripper                         // to agents, with the API server's client certificate
+	FrontProxy     *FrontProxy                               // towards other API servers; nil: none believes us
+	Authority      func() (*x509.Certificate, crypto.Signer) // signs CertificateSigningRequests; nil: nobody does
+	Access         *config.Access                            // who is believed and what is recorded; nil: kube-apiserver's defaults
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool

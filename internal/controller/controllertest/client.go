@@ -167,7 +167,7 @@ func (c *Cluster) replaceLocked(gvk schema.GroupVersionKind, sub string, current
 		return apierrors.NewConflict(resource(gvk), key.Name, fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s)", uid, old.GetUID()))
 	}
 	switch sub {
-	case "status":
+	case "status", "approval":
 		setPart(current, old, "Spec")
 		current.SetLabels(old.GetLabels())
 		current.SetFinalizers(old.GetFinalizers())
