@@ -1,6 +1,7 @@
 package gantrytest
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/util/retry"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -29,6 +31,10 @@ type Options struct {
 	Dir   string // of the data; default a new one
 	Nodes int    // nodes that are Ready and run nothing
 	Log   bool   // write the components' log to the test's
+
+	ClientCAs  *x509.CertPool     // who signs client certificates; default the authority behind Config
+	RootCA     []byte             // PEM that workloads are told to believe; default no certificate
+	FrontProxy *server.FrontProxy // towards other API servers; default none
 }
 
 // Cluster is a running control plane.
@@ -59,13 +65,17 @@ func Start(t testing.TB, opts Options) *Cluster {
 		t.Fatal(err)
 	}
 	ca := newAuthority(t)
-	pool := ca.pool()
+	pool := cmp.Or(opts.ClientCAs, ca.pool())
+	rootCA := opts.RootCA
+	if rootCA == nil {
+		rootCA = []byte("test")
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
-		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: []byte("test"),
+		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy,
 		PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
-		ClusterDomain: "cluster.local", Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,
+		ClusterDomain: "cluster.local", Version: version.Info{Major: "1", Minor: "36", GitVersion: "v1.36.3"}, Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,
 	})
 	if err != nil {
 		cancel()
