@@ -180,22 +180,6 @@ func TestAggregatedDiscoveryIsNotSentTwice(t *testing.T) {
 	}
 }
 
-func TestLimiterIsFair(t *testing.T) {
-	l := newLimiter(4)
-	for range 3 {
-		if !l.acquire("greedy") {
-			t.Fatal("no place for the first three")
-		}
-	}
-	if l.acquire("greedy") || !l.acquire("other") || l.acquire("third") {
-		t.Error("one user shut out the others, or the total was exceeded")
-	}
-	l.release("greedy")
-	if !l.acquire("third") || len(l.users) != 3 {
-		t.Error("a place given back is not free")
-	}
-}
-
 // FuzzPathAgainstUpstream holds the parser of paths against upstream's.
 func FuzzPathAgainstUpstream(f *testing.F) {
 	for _, path := range []string{

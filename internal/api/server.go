@@ -26,6 +26,7 @@ import (
 
 	"gantry.dev/gantry/internal/api/aggregate"
 	"gantry.dev/gantry/internal/api/auth"
+	"gantry.dev/gantry/internal/api/fairness"
 	"gantry.dev/gantry/internal/api/registry"
 )
 
@@ -45,11 +46,12 @@ type Options struct {
 	AgentPort      int               // port of agents whose node names none, default 10250
 	ProxyTransport http.RoundTripper // speaks to pods and services for the proxy subresources; default believes any certificate
 
-	MaxInFlight    int           // requests served at once, long-running ones apart, default 600
-	MaxBodyBytes   int64         // default 3 MiB
-	RequestTimeout time.Duration // for requests that are not long-running, default 60s
-	WatchTimeout   time.Duration // least lifetime of a watch that names none, default 30m; up to twice that
-	BookmarkPeriod time.Duration // default 1m
+	Fairness       *fairness.Dispatcher // whose turn it is; default one of upstream's configuration with MaxInFlight seats
+	MaxInFlight    int                  // requests served at once, long-running ones apart, default 600
+	MaxBodyBytes   int64                // default 3 MiB
+	RequestTimeout time.Duration        // for requests that are not long-running, default 60s
+	WatchTimeout   time.Duration        // least lifetime of a watch that names none, default 30m; up to twice that
+	BookmarkPeriod time.Duration        // default 1m
 }
 
 // Server is the API. It is an http.Handler, safe for concurrent use.
@@ -58,7 +60,7 @@ type Server struct {
 	accepts   negotiator
 	decoders  decoders
 	metrics   *metrics
-	limits    *limiter
+	fairness  *fairness.Dispatcher
 	endpoints map[schema.GroupVersionResource]*endpoint
 	reviews   map[schema.GroupVersionResource]*review
 	versions  map[schema.GroupVersion]bool // that are served
@@ -91,7 +93,7 @@ func New(opts Options) (*Server, error) {
 		return nil, fmt.Errorf("api: registering metrics: %w", err)
 	}
 	s := &Server{
-		opts: opts, metrics: m, limits: newLimiter(opts.MaxInFlight), decoders: newDecoders(opts.Registry.Scheme()),
+		opts: opts, fairness: opts.Fairness, metrics: m, decoders: newDecoders(opts.Registry.Scheme()),
 		reviewer: auth.NewReviewer(opts.Authenticator, opts.Authorizer),
 		tables:   newTables(opts.Registry.Scheme()),
 		scrape:   promhttp.HandlerFor(opts.Metrics, promhttp.HandlerOpts{}),
@@ -123,6 +125,12 @@ func (o *Options) setDefaults() error {
 	}
 	setDefault(&o.AgentPort, 10250)
 	setDefault(&o.MaxInFlight, 600)
+	if o.Fairness == nil {
+		var err error
+		if o.Fairness, err = fairness.New(fairness.Options{Seats: o.MaxInFlight, Log: o.Log}); err != nil {
+			return err
+		}
+	}
 	setDefault(&o.MaxBodyBytes, 3<<20)
 	setDefault(&o.RequestTimeout, time.Minute)
 	setDefault(&o.WatchTimeout, 30*time.Minute)
@@ -151,6 +159,7 @@ type query struct {
 	attrs    authorizer.AttributesRecord
 	list     listQuery
 	listErr  error
+	seat     fairness.Ticket
 	applies  bool                      // server-side apply
 	audited  *audit.RequestAuditConfig // nil: not recorded
 	code     int                       // of the answer, from behind upstream's filters
@@ -261,15 +270,11 @@ func (s *Server) admit(q *query) int {
 
 // permit finds a place for the request, sees whether the user may, and answers.
 func (s *Server) permit(q *query) int {
-	if !q.path.longRunning() {
-		name := q.user.GetName()
-		if !s.limits.acquire(name) {
-			s.metrics.dropped.WithLabelValues(metricVerb(q)).Inc()
-			q.w.Header().Set("Retry-After", "1")
-			http.Error(q.w, "Too many requests, please try again later.", http.StatusTooManyRequests)
-			return http.StatusTooManyRequests
+	if q.takesSeat() {
+		if code := s.takeSeat(q); code != 0 {
+			return code
 		}
-		defer s.limits.release(name)
+		defer s.fairness.Release(&q.seat)
 	}
 	if err := s.authorize(q); err != nil {
 		q.w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -252,3 +252,19 @@ func (c *cluster) config(t testing.TB, user, contentType string, groups ...strin
 	return &rest.Config{Host: "https://" + c.addr, QPS: -1, TLSClientConfig: rest.TLSClientConfig{CAData: caPEM, CertData: certPEM, KeyData: keyPEM},
 		ContentConfig: rest.ContentConfig{ContentType: contentType}, UserAgent: "apitest/1"}
 }
+
+// transport speaks to the API over one connection as a user with a certificate.
+func (c *cluster) transport(t testing.TB, user string, groups ...string) *http.Transport {
+	t.Helper()
+	if c.addr == "" {
+		c.listen(t)
+	}
+	pair, err := tls.X509KeyPair(c.pki.leaf(t, user, groups...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{ForceAttemptHTTP2: true,
+		TLSClientConfig: &tls.Config{RootCAs: c.pki.pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return transport
+}

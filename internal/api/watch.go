@@ -58,6 +58,7 @@ func (s *Server) watch(q *query, ep *endpoint) int {
 		return stream.failed(err) // upstream's watch cache says so inside the stream
 	}
 	defer source.Close()
+	s.fairness.Release(&q.seat)
 	gauge := s.metrics.inflight.WithLabelValues("WATCH", q.path.Resource)
 	gauge.Inc()
 	defer gauge.Dec()

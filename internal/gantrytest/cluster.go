@@ -32,10 +32,13 @@ type Options struct {
 	Nodes int    // nodes that are Ready and run nothing
 	Log   bool   // write the components' log to the test's
 
-	ClientCAs  *x509.CertPool     // who signs client certificates; default the authority behind Config
-	RootCA     []byte             // PEM that workloads are told to believe; default no certificate
-	FrontProxy *server.FrontProxy // towards other API servers; default none
+	ClientCAs  *x509.CertPool // who signs client certificates; default the authority behind Config
+	RootCA     []byte         // PEM that workloads are told to believe; default no certificate
+	FrontProxy *FrontProxy    // towards other API servers; default none
 }
+
+// FrontProxy is how the cluster and other API servers believe each other about users.
+type FrontProxy = server.FrontProxy
 
 // Cluster is a running control plane.
 type Cluster struct {

@@ -24,6 +24,7 @@ import (
 	"gantry.dev/gantry/internal/api/admission"
 	"gantry.dev/gantry/internal/api/aggregate"
 	"gantry.dev/gantry/internal/api/auth"
+	"gantry.dev/gantry/internal/api/fairness"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
@@ -70,6 +71,7 @@ type ControlPlane struct {
 	admin      *client.Client
 	events     *events.Writer
 	aggregator *aggregate.Aggregator
+	fairness   *fairness.Dispatcher
 	serving    chan struct{} // closed when requests are answered
 	ready      chan struct{} // closed when the cluster's own objects are there
 
@@ -153,9 +155,12 @@ func (cp *ControlPlane) wireAPI() error {
 	if cp.aggregator, err = cp.newAggregator(); err != nil {
 		return err
 	}
+	if cp.fairness, err = fairness.New(fairness.Options{Log: cp.opts.Logger}); err != nil {
+		return err
+	}
 	cp.handler, err = api.New(api.Options{
-		Aggregator: cp.aggregator,
-		Registry:   cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
+		Aggregator: cp.aggregator, Fairness: cp.fairness,
+		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
 		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{
 			{Name: "etcd", Live: true, Probe: cp.store.Sync},
@@ -317,6 +322,7 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 	if err := cp.authorizer.Feed(ctx, informers); err != nil {
 		return err
 	}
+	run("priority and fairness", func(ctx context.Context) error { return cp.fairness.Run(ctx, informers) })
 	if err := cp.startAggregator(ctx, run, informers); err != nil {
 		return err
 	}

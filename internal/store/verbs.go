@@ -97,6 +97,17 @@ func (t *table) listIndexed(opts ListOptions) (List, error) {
 	return List{Entries: entries, Rev: rev}, nil
 }
 
+// Count is how many objects of a kind there are.
+func (s *Store) Count(kind string) int {
+	t := s.tables[kind]
+	if t == nil {
+		return 0
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.byKey)
+}
+
 // Watch streams the changes of a kind. ErrGone if opts.Since is no longer kept, ErrFuture if
 // it does not come within three seconds.
 func (s *Store) Watch(ctx context.Context, kind string, opts WatchOptions) (*Watch, error) {

@@ -39,7 +39,6 @@ import (
 	"k8s.io/metrics/pkg/apis/metrics/install"
 
 	"gantry.dev/gantry/internal/gantrytest"
-	"gantry.dev/gantry/internal/server"
 
 	generated "k8s.io/kubernetes/pkg/generated/openapi"
 )
@@ -108,7 +107,7 @@ type stage struct {
 func newStage(t *testing.T) *stage {
 	s := &stage{clients: newCA(t, "clients"), proxies: newCA(t, "proxies")}
 	own := s.proxies.pair(t, pkix.Name{CommonName: "front-proxy-client"})
-	s.Cluster = gantrytest.Start(t, gantrytest.Options{ClientCAs: s.clients.pool, RootCA: s.clients.pem(), FrontProxy: &server.FrontProxy{
+	s.Cluster = gantrytest.Start(t, gantrytest.Options{ClientCAs: s.clients.pool, RootCA: s.clients.pem(), FrontProxy: &gantrytest.FrontProxy{
 		CA: s.proxies.pem(), Pool: func() *x509.CertPool { return s.proxies.pool }, Name: "front-proxy-client",
 		Certificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
 	}})

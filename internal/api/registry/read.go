@@ -255,3 +255,6 @@ func (r *Resource) watchRevision(revision string) (int64, error) {
 	}
 	return rev, nil
 }
+
+// Count is how many objects there are, in all namespaces: how much a list has to go through.
+func (r *Resource) Count() int { return r.store.Count(r.def.stored.Name) }
