@@ -190,6 +190,9 @@ func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }
 // Ready is closed when the cluster's own namespaces, roles and services are there.
 func (cp *ControlPlane) Ready() <-chan struct{} { return cp.ready }
 
+// Registry serves every kind, without asking who may.
+func (cp *ControlPlane) Registry() *registry.Registry { return cp.registry }
+
 // Admin is a client that may do everything.
 func (cp *ControlPlane) Admin() ctrlclient.Client { return cp.admin }
 

@@ -13,7 +13,6 @@ import (
 	clientcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	clientnodev1 "k8s.io/client-go/kubernetes/typed/node/v1"
 	clientschedulingv1 "k8s.io/client-go/kubernetes/typed/scheduling/v1"
-	"k8s.io/client-go/tools/cache"
 )
 
 // Clientset is what upstream's plugins ask when a lister knows nothing, lest the lister be
@@ -88,8 +87,7 @@ type getter[T any] struct {
 
 // read returns the object, shared and read-only.
 func (g getter[T]) read(name string) (T, error) {
-	key := cache.NewObjectName(g.namespace, name).String()
-	item, exists, err := g.view.informer(g.resource).GetByKey(key)
+	item, exists, err := g.view.informer(g.resource).get(g.namespace, name)
 	obj, ok := item.(T)
 	if err == nil && (!exists || !ok) {
 		err = apierrors.NewNotFound(g.resource.GroupResource(), name)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -77,22 +78,26 @@ func (x *indexer) Get(obj any) (item any, exists bool, err error) {
 
 // GetByKey implements cache.Store.
 func (x *indexer) GetByKey(key string) (item any, exists bool, err error) {
+	namespace, name, namespaced := strings.Cut(key, "/")
+	if !namespaced {
+		namespace, name = "", key
+	}
+	return x.get(namespace, name)
+}
+
+func (x *indexer) get(namespace, name string) (item any, exists bool, err error) {
 	r := x.view.resource(x.resource)
 	if r == nil {
 		return nil, false, nil
 	}
-	namespace, name, err := cache.SplitMetaNamespaceKey(key)
-	if err != nil {
-		return nil, false, err
-	}
 	entry, err := r.Get(context.Background(), namespace, name, "0")
 	switch {
+	case err == nil:
+		return entry.Object, true, nil
 	case apierrors.IsNotFound(err):
 		return nil, false, nil
-	case err != nil:
-		return nil, false, err
 	}
-	return entry.Object, true, nil
+	return nil, false, err
 }
 
 // Index implements cache.Indexer.
