@@ -54,6 +54,11 @@ func (s *Store) List(ctx context.Context, kind string, opts ListOptions) (List, 
 	if opts.Rev > rev {
 		return List{}, ErrFuture
 	}
+	// What etcd has dropped is gone, even where memory still has it: clients that page slowly are
+	// promised an end (conformance, "API chunking"), and every server must say the same.
+	if opts.Rev != 0 && opts.Rev < s.member.server.KV().FirstRev() {
+		return List{}, ErrGone
+	}
 	if opts.Rev != 0 && opts.Rev != rev && !t.unchangedSince(opts.Rev) {
 		if tree = t.rewound(opts.Rev); tree == nil { // from before the history
 			var err error
