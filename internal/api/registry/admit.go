@@ -115,6 +115,7 @@ func (r *Resource) admitAction(ctx context.Context, s *subresource, namespace, n
 	if adm == nil {
 		return obj, nil
 	}
+	legacyscheme.Scheme.Default(obj) // internal types have no way to say that a field is not set
 	internal, err := legacyscheme.Scheme.UnsafeConvertToVersion(obj, internalVersion(s.info.Kind))
 	if err != nil {
 		return nil, err
