@@ -74,7 +74,7 @@ func testRunning(t *testing.T, k kubectl) {
 	if back, err := os.ReadFile(filepath.Join(dir, "back")); err != nil || string(back) != "a file\n" {
 		t.Errorf("copied back: %q, %v", back, err)
 	}
-	want(t, k.run(t, "describe", "pod", "box"), `^Status: +Running$`, `Started +\S+ +\S+ +Container started|Started container`)
+	want(t, k.run(t, "describe", "pod", "box"), `^Status: +Running$`, `Normal +Started +\d+s +kubelet +.*Container started`)
 	want(t, k.run(t, "events", "--for=pod/box"), `Scheduled`)
 	want(t, k.run(t, "get", "pod", "box", "-o", "jsonpath={.status.qosClass}"), `^BestEffort$`)
 	k.run(t, "delete", "pod", "box", "--grace-period=0", "--force")

@@ -129,7 +129,7 @@ func testCreate(t *testing.T, k kubectl) {
 	want(t, k.run(t, "get", "secrets", "-o", "custom-columns=N:.metadata.name,T:.type"), `^hidden +Opaque$`)
 	want(t, k.run(t, "describe", "configmap", "made"), `^Name: +made$`, `^color:$`, `^red$`)
 	want(t, k.run(t, "describe", "secret", "hidden"), `^password: +3 bytes$`)
-	if r := k.try(t, "", nil, "create", "configmap", "made"); r.code != 1 || !strings.Contains(r.stderr, "(AlreadyExists)") {
+	if r := k.try(t, "", nil, "create", "configmap", "made"); r.code != 1 || !strings.Contains(r.stderr, `configmaps "made" already exists`) {
 		t.Errorf("create again: %v", r)
 	}
 	if r := k.try(t, "", nil, "get", "configmap", "absent"); r.code != 1 || !strings.Contains(r.stderr, `(NotFound): configmaps "absent" not found`) {
@@ -165,7 +165,7 @@ func testApply(t *testing.T, k kubectl) {
 	want(t, k.feed(t, red, "apply", "-f", "-"), `^configmap/settings unchanged$`)
 	want(t, k.feed(t, k.manifest(t, "settings.yaml", "COLOR", "blue"), "apply", "-f", "-"), `^configmap/settings configured$`)
 	want(t, k.run(t, "apply", "view-last-applied", "configmap/settings"), `color: blue`)
-	if r := k.try(t, strings.ReplaceAll(red, "data:", "dada: {}\ndata:"), nil, "apply", "-f", "-"); r.code != 1 || !strings.Contains(r.stderr, `unknown field "dada"`) {
+	if r := k.try(t, strings.ReplaceAll(red, "\ndata:", "\ndada: {}\ndata:"), nil, "apply", "-f", "-"); r.code != 1 || !strings.Contains(r.stderr, `unknown field "dada"`) {
 		t.Errorf("an unknown field: %v", r)
 	}
 	want(t, k.feed(t, red, "replace", "-f", "-"), `^configmap/settings replaced$`)
@@ -190,7 +190,7 @@ func testDiff(t *testing.T, k kubectl) {
 	if r := k.try(t, red, nil, "diff", "-f", "-"); r.code != 0 || r.stdout != "" {
 		t.Errorf("no difference: %v", r)
 	}
-	r := k.try(t, strings.ReplaceAll(red, "red", "green"), nil, "diff", "-f", "-")
+	r := k.try(t, strings.ReplaceAll(red, "color: red", "color: green"), nil, "diff", "-f", "-")
 	if r.code != 1 {
 		t.Errorf("a difference: %v", r)
 	}
