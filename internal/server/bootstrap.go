@@ -4,10 +4,10 @@ import (
 	"context"
 	"net/netip"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +15,7 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/api/auth"
+	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/pki"
 )
@@ -49,10 +50,8 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := cp.publishServiceCIDR(ctx); err != nil {
 		return err
 	}
-	for _, class := range systemPriorityClasses() {
-		if err := cp.ensure(ctx, class); err != nil {
-			return err
-		}
+	if err := cp.ensureSystemObjects(ctx); err != nil {
+		return err
 	}
 	services := cp.opts.ServiceCIDR.Masked()
 	for _, obj := range []ctrlclient.Object{
@@ -70,18 +69,6 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 }
 
 // systemPriorityClasses are those that pods of the system may name in every cluster (Kubernetes
-// documentation, "Pod Priority and Preemption").
-func systemPriorityClasses() []*schedulingv1.PriorityClass {
-	class := func(name, use string, value int32) *schedulingv1.PriorityClass {
-		return &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Value: value, Description: use}
-	}
-	const critical = 2_000_000_000 // twice what users may take
-	return []*schedulingv1.PriorityClass{
-		class("system-node-critical", "Used for system critical pods that must not be moved from their current node.", critical+1000),
-		class("system-cluster-critical", "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.", critical),
-	}
-}
-
 // ensure creates obj unless there is one of its name.
 func (cp *ControlPlane) ensure(ctx context.Context, obj ctrlclient.Object) error {
 	there := obj.DeepCopyObject().(ctrlclient.Object)
@@ -90,6 +77,33 @@ func (cp *ControlPlane) ensure(ctx context.Context, obj ctrlclient.Object) error
 		return ctrlclient.IgnoreAlreadyExists(cp.admin.Create(ctx, obj))
 	}
 	return err
+}
+
+// ensureSystemObjects makes upstream's priority classes, flow schemas and priority levels. They do
+// not depend on each other, so they share the waits for the disk.
+func (cp *ControlPlane) ensureSystemObjects(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, want := range registry.SystemObjects() {
+		group.Go(func() error {
+			there := want.DeepCopyObject().(ctrlclient.Object)
+			err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(want), there)
+			if apierrors.IsNotFound(err) {
+				return ctrlclient.IgnoreAlreadyExists(cp.admin.Create(ctx, want))
+			}
+			if err != nil {
+				return err
+			}
+			next, err := registry.ReviseSystemObject(there, want)
+			if err != nil || next == nil {
+				return err
+			}
+			if err := cp.admin.Update(ctx, next); !apierrors.IsConflict(err) { // who was faster may be right
+				return err
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // extraBindings are those that upstream's policy does not have.
