@@ -112,6 +112,7 @@ func (a *app) upHere(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	defer markStopping(ctx, lock)()
 	if err := checkPorts(c); err != nil {
 		return err
 	}
@@ -144,9 +145,28 @@ func (a *app) upHere(ctx context.Context, c config.Config) (err error) {
 	return err
 }
 
+// markStopping makes the lock say when ctx has ended. The result takes it back, or waits until it is done.
+func markStopping(ctx context.Context, lock *lifecycle.Lock) func() {
+	marked := make(chan struct{})
+	undo := context.AfterFunc(ctx, func() {
+		defer close(marked)
+		_ = lock.Stopping() // without it "up" takes this process for one that goes on, no more
+	})
+	return func() {
+		if !undo() {
+			<-marked
+		}
+	}
+}
+
 // upDetached starts this program again in the background and waits until the node is ready. A node
 // that runs already is fine: the caller has what it wants.
 func (a *app) upDetached(ctx context.Context, c config.Config) error {
+	waiting, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	if _, err := lifecycle.AwaitStopped(waiting, c.DataDir); err != nil {
+		return err
+	}
 	if pid, running, err := lifecycle.Holder(c.DataDir); err != nil {
 		return err
 	} else if running {

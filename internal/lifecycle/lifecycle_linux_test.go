@@ -123,6 +123,40 @@ func TestLockIsExclusive(t *testing.T) {
 	}
 }
 
+func TestAwaitStopped(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := Acquire(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if waited, err := AwaitStopped(t.Context(), dir); waited || err != nil {
+		t.Errorf("with a gantry that goes on: %v, %v", waited, err)
+	}
+	if err := lock.Stopping(); err != nil {
+		t.Fatal(err)
+	}
+	if pid, running, err := Holder(dir); pid != os.Getpid() || !running || err != nil {
+		t.Errorf("Holder of one that stops = %d, %v, %v", pid, running, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if waited, err := AwaitStopped(ended, dir); !waited || !errors.Is(err, context.Canceled) {
+		t.Errorf("with an ended context: %v, %v", waited, err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := AwaitStopped(t.Context(), dir)
+		done <- err
+	}()
+	time.AfterFunc(3*pollEvery, func() { _ = lock.Unlock() })
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, running, err := Holder(dir); running || err != nil {
+		t.Errorf("afterwards Holder = %v, %v", running, err)
+	}
+}
+
 func TestLockEndsWithProcess(t *testing.T) {
 	dir := t.TempDir()
 	cmd, out := startHelper(t, "hold", dir)

@@ -15,11 +15,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gantry.dev/gantry/internal/durable"
 )
 
 const (
 	lockName = "gantry.lock"
 	pidName  = "gantry.pid"
+	// stoppingMark follows the process id in the pid file once the process was asked to stop.
+	stoppingMark = "stopping"
 	// pollEvery is how often a wait for another process looks again.
 	pollEvery = 50 * time.Millisecond
 	// dyingLimit is how long the kernel may take to end a killed process.
@@ -70,6 +74,38 @@ func Acquire(dataDir string) (*Lock, error) {
 		return nil, fmt.Errorf("write pid file: %w", err)
 	}
 	return lock, nil
+}
+
+// Stopping notes that the holder is about to unlock, for whoever would otherwise take it for running.
+func (l *Lock) Stopping() error {
+	text := strconv.Itoa(os.Getpid()) + " " + stoppingMark + "\n"
+	if err := durable.WriteFile(l.pidFile, []byte(text), 0o600); err != nil {
+		return fmt.Errorf("write pid file: %w", err)
+	}
+	return nil
+}
+
+// AwaitStopped waits while a gantry that was asked to stop still uses the data dir. It reports
+// whether there was one.
+func AwaitStopped(ctx context.Context, dataDir string) (bool, error) {
+	ticker := time.NewTicker(pollEvery)
+	defer ticker.Stop()
+	for waited := false; ; waited = true {
+		pid, running, err := Holder(dataDir)
+		if err != nil || !running || !isStopping(filepath.Join(dataDir, "run")) {
+			return waited, err
+		}
+		select {
+		case <-ctx.Done():
+			return true, fmt.Errorf("gantry with process id %d was asked to stop and has not: %w", pid, ctx.Err())
+		case <-ticker.C:
+		}
+	}
+}
+
+func isStopping(run string) bool {
+	text, err := os.ReadFile(filepath.Join(run, pidName))
+	return err == nil && strings.HasSuffix(strings.TrimSpace(string(text)), " "+stoppingMark)
 }
 
 // Unlock gives the data dir back and removes the pid file. A second call does nothing.
@@ -182,7 +218,8 @@ func readPID(run string) int {
 	if err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	number, _, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	pid, err := strconv.Atoi(number)
 	if err != nil || pid <= 0 {
 		return 0
 	}
