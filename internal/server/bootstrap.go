@@ -118,8 +118,10 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 	return []*rbacv1.ClusterRoleBinding{
 		// The holder of the admin kubeconfig may do everything, as with kubeadm.
 		bind(pki.GroupAdmins, "cluster-admin", rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: pki.GroupAdmins}),
-		// One controller keeps EndpointSlices and Endpoints.
+		// One controller keeps EndpointSlices and Endpoints, and mirrors Endpoints that users keep.
 		bind("gantry:endpoints", "system:controller:endpoint-controller",
+			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
+		bind("gantry:endpoint-mirroring", "system:controller:endpointslicemirroring-controller",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
 		bind(edgeRoleName, edgeRoleName, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "kube-dns"}),
 		// One controller keeps the default ServiceAccount and kube-root-ca.crt.
