@@ -14,6 +14,7 @@ import (
 	"gantry.dev/gantry/internal/controller/namespace"
 	nodecontroller "gantry.dev/gantry/internal/controller/node"
 	"gantry.dev/gantry/internal/controller/podgc"
+	"gantry.dev/gantry/internal/controller/protection"
 	"gantry.dev/gantry/internal/controller/service"
 	"gantry.dev/gantry/internal/controller/serviceaccount"
 	"gantry.dev/gantry/internal/controller/workload"
@@ -42,6 +43,11 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		build   func(c *client.Client, informers *client.Cache, recorder *events.Recorder) (runner, error)
 	}
 	log := cp.opts.Logger
+	protect := func(kind protection.Kind) func(*client.Client, *client.Cache, *events.Recorder) (runner, error) {
+		return func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return protection.New(c, i, protection.Options{Kind: kind, Log: log})
+		}
+	}
 	for _, m := range []made{
 		{"deployment-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewDeployments(c, i, r, workload.Options{Log: log})
@@ -71,6 +77,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"node-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return nodecontroller.NewEvictor(c, i, cp.Events(events.Source{Component: "taint-eviction-controller"}), nodecontroller.EvictorOptions{Log: log})
 		}},
+		{"pvc-protection-controller", protect(protection.Claims)},
+		{"pv-protection-controller", protect(protection.Volumes)},
+		{"volumeattributesclass-protection-controller", protect(protection.Classes)},
 		{"pod-garbage-collector", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
 			return podgc.New(c, podgc.Options{Log: log})
 		}},
