@@ -14,7 +14,9 @@ import (
 	"gantry.dev/gantry/internal/controller/namespace"
 	nodecontroller "gantry.dev/gantry/internal/controller/node"
 	"gantry.dev/gantry/internal/controller/podgc"
+	"gantry.dev/gantry/internal/controller/policy"
 	"gantry.dev/gantry/internal/controller/protection"
+	"gantry.dev/gantry/internal/controller/quota"
 	"gantry.dev/gantry/internal/controller/service"
 	"gantry.dev/gantry/internal/controller/serviceaccount"
 	"gantry.dev/gantry/internal/controller/workload"
@@ -80,6 +82,12 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"pvc-protection-controller", protect(protection.Claims)},
 		{"pv-protection-controller", protect(protection.Volumes)},
 		{"volumeattributesclass-protection-controller", protect(protection.Classes)},
+		{"resourcequota-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return quota.New(c, i, quota.Options{Counter: cp.admission.Counter(), Log: log})
+		}},
+		{"validatingadmissionpolicy-status-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return policy.New(c, i, policy.Options{Check: cp.admission.CheckTypes, Log: log})
+		}},
 		{"pod-garbage-collector", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
 			return podgc.New(c, podgc.Options{Log: log})
 		}},

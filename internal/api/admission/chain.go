@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
@@ -208,4 +209,13 @@ func (p asPlugin) Admit(ctx context.Context, a admission.Attributes, _ admission
 // Validate implements admission.ValidationInterface.
 func (p asPlugin) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	return p.chain.validate(ctx, a)
+}
+
+// Counter counts what quotas limit, for the controller that keeps their status.
+func (c *Chain) Counter() *quota.Counter { return quota.NewCounter(c.view) }
+
+// CheckTypes finds mistakes in the expressions of a policy, for the controller that puts them
+// into its status.
+func (c *Chain) CheckTypes(p *admissionregistrationv1.ValidatingAdmissionPolicy) []admissionregistrationv1.ExpressionWarning {
+	return policy.CheckTypes(c.view, p)
 }

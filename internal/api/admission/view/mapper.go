@@ -71,3 +71,16 @@ func (v *View) Namespace(name string) (*corev1.Namespace, error) {
 func (v *View) ServiceAccount(namespace, name string) (*corev1.ServiceAccount, error) {
 	return getter[*corev1.ServiceAccount]{v, corev1.SchemeGroupVersion.WithResource("serviceaccounts"), namespace}.read(name)
 }
+
+// Resource finds a version in which a resource is served; ok is false if there is none.
+func (v *View) Resource(name schema.GroupResource) (resource schema.GroupVersionResource, ok bool) {
+	for _, r := range v.registry.Resources() {
+		if r.Resource.GroupResource() == name {
+			if r.Primary {
+				return r.Resource, true
+			}
+			resource, ok = r.Resource, true
+		}
+	}
+	return resource, ok
+}
