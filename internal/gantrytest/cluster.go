@@ -3,6 +3,7 @@ package gantrytest
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/util/retry"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/server"
 )
 
@@ -35,6 +37,9 @@ type Options struct {
 	ClientCAs  *x509.CertPool // who signs client certificates; default the authority behind Config
 	RootCA     []byte         // PEM that workloads are told to believe; default no certificate
 	FrontProxy *FrontProxy    // towards other API servers; default none
+
+	// Access is who is believed and what is recorded; nil is the default.
+	Access *config.Access
 }
 
 // FrontProxy is how the cluster and other API servers believe each other about users.
@@ -76,8 +81,9 @@ func Start(t testing.TB, opts Options) *Cluster {
 	ctx, cancel := context.WithCancel(context.Background())
 	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
-		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy,
-		PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
+		Authority: func() (*x509.Certificate, crypto.Signer) { return ca.cert, ca.key },
+		PodCIDR:   netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		ClusterDomain: "cluster.local", Version: version.Info{Major: "1", Minor: "36", GitVersion: "v1.36.3"}, Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,
 	})
 	if err != nil {

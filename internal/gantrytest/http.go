@@ -70,6 +70,16 @@ func (c *Cluster) Config(user string, groups ...string) *rest.Config {
 	return &rest.Config{Host: "https://gantry.test", QPS: -1, Transport: direct{c.Handler, cert}}
 }
 
+// TokenConfig is Config for whoever has a token instead of a certificate.
+func (c *Cluster) TokenConfig(token string) *rest.Config {
+	return &rest.Config{Host: "https://gantry.test", QPS: -1, Transport: direct{handler: c.Handler}, BearerToken: token}
+}
+
+// CertConfig is Config for whoever has that certificate.
+func (c *Cluster) CertConfig(cert *x509.Certificate) *rest.Config {
+	return &rest.Config{Host: "https://gantry.test", QPS: -1, Transport: direct{c.Handler, cert}}
+}
+
 // direct hands requests to a handler. It implements http.RoundTripper.
 type direct struct {
 	handler http.Handler
@@ -79,7 +89,10 @@ type direct struct {
 // RoundTrip implements http.RoundTripper.
 func (d direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	in := r.Clone(r.Context())
-	in.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{d.cert}}
+	in.TLS = &tls.ConnectionState{}
+	if d.cert != nil {
+		in.TLS.PeerCertificates = []*x509.Certificate{d.cert}
+	}
 	in.RequestURI = r.URL.RequestURI()
 	if in.Body == nil {
 		in.Body = http.NoBody

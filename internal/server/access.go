@@ -135,11 +135,16 @@ func (cp *ControlPlane) runAccess(run func(string, func(context.Context) error))
 	if cp.access.audit != nil {
 		run("audit log", cp.access.audit.Run)
 	}
-	kinds := map[schema.GroupResource]string{}
+	run("encryption keys", func(ctx context.Context) error { return cp.encryption.Run(ctx, cp.store, cp.tables()) })
+}
+
+// tables are those of the store, by the resource whose encryption they have.
+func (cp *ControlPlane) tables() map[schema.GroupResource]string {
+	tables := map[schema.GroupResource]string{}
 	for _, resource := range cp.registry.Resources() {
-		if resource.Primary {
-			kinds[resource.Resource.GroupResource()] = resource.StoredIn()
+		if table := resource.StoredIn(); resource.Primary && table != "" {
+			tables[resource.Resource.GroupResource()] = table
 		}
 	}
-	run("encryption keys", func(ctx context.Context) error { return cp.encryption.Run(ctx, cp.store, kinds) })
+	return tables
 }

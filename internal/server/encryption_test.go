@@ -18,7 +18,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -95,10 +94,6 @@ func testSecret(name, value string) *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Data: map[string][]byte{"k": []byte(value)}}
 }
 
-func secretKinds() map[schema.GroupResource]string {
-	return map[schema.GroupResource]string{{Resource: "secrets"}: "secrets", {Resource: "configmaps"}: "configmaps"}
-}
-
 // The whole way from one key to another, as docs/howto/rotate-keys.md describes it.
 func TestKeyRotation(t *testing.T) {
 	dir := t.TempDir()
@@ -113,7 +108,7 @@ func TestKeyRotation(t *testing.T) {
 	if err := cp.admin.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c"}, Data: map[string]string{"k": "plainly-visible"}}); err != nil {
 		t.Fatal(err)
 	}
-	reload := func() (bool, error) { return cp.encryption.reload(ctx, cp.store, secretKinds()) }
+	reload := func() (bool, error) { return cp.encryption.reload(ctx, cp.store, cp.tables()) }
 	if changed, err := reload(); changed || err != nil {
 		t.Errorf("a file that did not change: %v, %v", changed, err)
 	}

@@ -15,8 +15,8 @@ func (r *Registry) seal(defs ...*definition) {
 		return
 	}
 	for _, d := range defs {
-		if !d.info.Primary {
-			continue // kept with its other version
+		if !d.info.Primary || d.computed != nil {
+			continue // kept with its other version, or not at all
 		}
 		d.stored.Sealer = r.opts.Sealers(d.info.Resource.GroupResource())
 	}
@@ -31,5 +31,10 @@ func (r *Registry) sealedRanges() *store.Kind {
 	return kind
 }
 
-// StoredIn is the name of the resource's table in the store.
-func (r *Resource) StoredIn() string { return r.def.stored.Name }
+// StoredIn is the name of the resource's table in the store, "" if nothing is stored.
+func (r *Resource) StoredIn() string {
+	if r.def.computed != nil {
+		return ""
+	}
+	return r.def.stored.Name
+}
