@@ -25,7 +25,7 @@ func (s *Store) loadTables(ctx context.Context, stream mvcc.WatchStream) (int64,
 	if _, err := stream.Watch(ctx, 0, []byte(registryPrefix), prefixEnd(registryPrefix), rev+1); err != nil {
 		return 0, fmt.Errorf("watching etcd: %w", err)
 	}
-	for _, t := range s.tables {
+	for _, t := range s.tables.Load().byName {
 		entries, err := s.rangeAt(ctx, t, rev)
 		if err != nil {
 			return 0, err
@@ -72,12 +72,15 @@ func (s *Store) listAt(ctx context.Context, t *table, rev int64) (*btree.BTreeG[
 	return old.ordered, nil
 }
 
-// apply brings etcd's changes into the tables until ctx ends.
-func (s *Store) apply(ctx context.Context, changes <-chan mvcc.WatchResponse) error {
+// apply brings etcd's changes into the tables, and adds and removes tables, until ctx ends. spawn
+// starts what must not hold it up.
+func (s *Store) apply(ctx context.Context, changes <-chan mvcc.WatchResponse, spawn func(func() error)) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case change := <-s.changes:
+			change.done <- s.applyChange(ctx, change, spawn)
 		case resp, ok := <-changes:
 			if !ok {
 				return errors.New("store: etcd ended the watch")
@@ -122,11 +125,12 @@ func (s *Store) applyEvent(event *mvccpb.Event) error {
 
 // route finds the table of an etcd key and the key in it.
 func (s *Store) route(etcdKey string) (*table, string) {
+	routes := s.tables.Load().byRoute
 	for i := len(registryPrefix); i < len(etcdKey); i++ {
 		if etcdKey[i] != '/' {
 			continue
 		}
-		if t := s.routes[etcdKey[:i+1]]; t != nil {
+		if t := routes[etcdKey[:i+1]]; t != nil {
 			return t, etcdKey[i+1:]
 		}
 	}
@@ -146,16 +150,16 @@ func (s *Store) claim(etcdKey string, value []byte) *pending {
 	return nil
 }
 
-// refillHistory reads the changes before the start, so that watches resume over a restart.
-func (s *Store) refillHistory(ctx context.Context, loaded int64) error {
-	defer close(s.refill)
+// refillHistory reads the changes of tables before they were loaded, so that watches resume over a
+// restart.
+func (s *Store) refillHistory(ctx context.Context, tables []*table, loaded int64) error {
 	kv := s.member.server.KV()
 	from := max(kv.FirstRev(), loaded-int64(s.opts.History), 1)
 	if from >= loaded {
 		return nil
 	}
-	past := make(map[*table]*table, len(s.tables))
-	for _, t := range s.tables {
+	past := make(map[*table]*table, len(tables))
+	for _, t := range tables {
 		entries, err := s.rangeAt(ctx, t, from)
 		if errors.Is(err, ErrGone) {
 			return nil // compacted meanwhile: watches from before the start list again
@@ -236,7 +240,7 @@ func (s *Store) replayEvent(past map[*table]*table, event *mvccpb.Event) error {
 			return nil
 		}
 		delete(t.byKey, key)
-		t.history.add(Event{Type: Deleted, Rev: rev, Entry: prev.atRevision(rev), Prev: prev})
+		t.history.add(Event{Type: Deleted, Rev: rev, Entry: prev.At(rev), Prev: prev})
 		return nil
 	}
 	entry, err := t.open(key, event.Kv.Value, rev)

@@ -38,10 +38,14 @@ func (e *Entry) View(key any) *Entry {
 	return nil
 }
 
-// AddView keeps obj, the entry's object in another version, under key and returns it as an entry.
+// AddView keeps obj, the entry's object in another version, under key and returns it as an entry,
+// which is e itself if the object is.
 // Of two callers at once one wins, and both get its entry. obj is taken over.
 func (e *Entry) AddView(key any, obj Object, codec Codec) *Entry {
-	made := &Entry{Key: e.Key, Rev: e.Rev, Object: obj, codec: codec}
+	made := e
+	if obj != e.Object {
+		made = &Entry{Key: e.Key, Rev: e.Rev, Object: obj, codec: codec}
+	}
 	for {
 		head := e.views.Load()
 		kept := 0
@@ -96,8 +100,8 @@ func once(slot *atomic.Pointer[[]byte], obj Object, encode func(Object) ([]byte,
 	return data, nil
 }
 
-// atRevision is the same content under another revision, as watchers see a deletion.
-func (e *Entry) atRevision(rev int64) *Entry {
+// At is the same content under another revision, as watchers see a deletion.
+func (e *Entry) At(rev int64) *Entry {
 	obj := e.Object.DeepCopyObject().(Object)
 	obj.SetResourceVersion(formatRev(rev))
 	return &Entry{Key: e.Key, Rev: rev, Object: obj, codec: e.codec, size: e.size}

@@ -24,6 +24,10 @@ var (
 	ErrTooLarge = errors.New("store: object is too large")
 	// ErrSealed says that a value cannot be decrypted with the keys there are.
 	ErrSealed = errors.New("store: value cannot be decrypted")
+	// ErrReset ends a watch of a kind whose objects are shown another way from now on.
+	ErrReset = errors.New("store: the kind changed")
+	// ErrNoKind says that there is no such table, or not any more.
+	ErrNoKind = errors.New("store: no such kind")
 	// ErrClosed says that the store is not running.
 	ErrClosed = errors.New("store: not running")
 )

@@ -24,7 +24,10 @@ func TestHistoryIsBoundedByBytes(t *testing.T) {
 	}
 	check := func(s *Store) {
 		t.Helper()
-		table := s.table("configmaps")
+		table, err := s.table("configmaps")
+		if err != nil {
+			t.Fatal(err)
+		}
 		table.mu.Lock()
 		sum := 0
 		for _, event := range table.history.events {
@@ -50,7 +53,11 @@ func TestHistoryIsBoundedByBytes(t *testing.T) {
 	check(s)
 	stop()
 	again, _ := start(t, Options{Dir: dir, HistoryBytes: limit})
-	<-again.refill
+	table, err := again.table("configmaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-table.refilled
 	check(again)
 }
 

@@ -11,9 +11,9 @@ import (
 // Stale reports whether what etcd holds under key was sealed otherwise than a write would seal it
 // now, so that an update with the same content still has something to do.
 func (s *Store) Stale(ctx context.Context, kind, key string) (bool, error) {
-	t := s.table(kind)
-	if t.kind.Sealer == nil {
-		return false, nil
+	t, err := s.table(kind)
+	if err != nil || t.kind.Sealer == nil {
+		return false, err
 	}
 	etcdKey := t.kind.Prefix + key
 	result, err := s.member.server.KV().Range(ctx, []byte(etcdKey), nil, mvcc.RangeOptions{})
@@ -33,7 +33,10 @@ const sealedPage = 500
 // CheckSealed opens every value of kind in etcd by another sealer and returns the first error:
 // what is about to become the kind's sealer must be able to read all there is.
 func (s *Store) CheckSealed(ctx context.Context, kind string, by Sealer) error {
-	t := s.table(kind)
+	t, err := s.table(kind)
+	if err != nil {
+		return err
+	}
 	from, end := []byte(t.kind.Prefix), prefixEnd(t.kind.Prefix)
 	for {
 		result, err := s.member.server.KV().Range(ctx, from, end, mvcc.RangeOptions{Limit: sealedPage})

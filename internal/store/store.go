@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,11 +31,11 @@ type Options struct {
 // Store keeps the objects of all its kinds. Make one with New, then call Run.
 type Store struct {
 	opts    Options
-	tables  map[string]*table // by kind name
-	routes  map[string]*table // by etcd prefix
-	applied atomic.Int64      // revision that all tables have reached
+	tables  atomic.Pointer[tables]
+	applied atomic.Int64 // revision that all tables have reached
 	ready   chan struct{}
-	refill  chan struct{} // closed when the history from before the start is there
+	changes chan kindChange // for the applier
+	stopped chan struct{}   // closed when the applier has ended
 
 	member *member // set before ready is closed
 
@@ -79,21 +81,23 @@ func New(opts Options) (*Store, error) {
 	}
 	s := &Store{
 		opts:    opts,
-		tables:  make(map[string]*table, len(opts.Kinds)),
-		routes:  make(map[string]*table, len(opts.Kinds)),
 		ready:   make(chan struct{}),
-		refill:  make(chan struct{}),
+		changes: make(chan kindChange),
+		stopped: make(chan struct{}),
 		pending: make(map[string][]*pending),
 	}
+	first := &tables{byName: make(map[string]*table, len(opts.Kinds)), byRoute: make(map[string]*table, len(opts.Kinds))}
 	for _, kind := range opts.Kinds {
-		if s.tables[kind.Name] != nil || s.routes[kind.Prefix] != nil {
-			return nil, fmt.Errorf("store: kind %s or its prefix %s is there twice", kind.Name, kind.Prefix)
+		if err := first.add(newTable(kind, &s.applied, opts.ring())); err != nil {
+			return nil, err
 		}
-		t := newTable(kind, &s.applied, ring{max: opts.History, maxBytes: opts.HistoryBytes})
-		s.tables[kind.Name], s.routes[kind.Prefix] = t, t
 	}
+	s.tables.Store(first)
 	return s, nil
 }
+
+// ring is an empty history of the size that the options ask for.
+func (o *Options) ring() ring { return ring{max: o.History, maxBytes: o.HistoryBytes} }
 
 // Ready is closed when the tables are filled and writes are taken.
 func (s *Store) Ready() <-chan struct{} { return s.ready }
@@ -129,8 +133,15 @@ func (s *Store) Run(ctx context.Context) error {
 		return err
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.apply(groupCtx, stream.Chan()) })
-	group.Go(func() error { return s.refillHistory(groupCtx, from) })
+	first := slices.Collect(maps.Values(s.tables.Load().byName))
+	group.Go(func() error {
+		defer close(s.stopped)
+		return s.apply(groupCtx, stream.Chan(), group.Go)
+	})
+	group.Go(func() error {
+		defer closeRefilled(first)
+		return s.refillHistory(groupCtx, first, from)
+	})
 	group.Go(func() error { return s.compactLoop(groupCtx) })
 	group.Go(func() error {
 		select {
@@ -150,13 +161,8 @@ func (s *Store) Run(ctx context.Context) error {
 // shutdown ends etcd, every watch and every waiting writer.
 func (s *Store) shutdown(m *member) {
 	m.server.Stop()
-	for _, t := range s.tables {
-		t.mu.Lock()
-		for w := range t.watchers {
-			w.end(ErrClosed)
-		}
-		clear(t.watchers)
-		t.mu.Unlock()
+	for _, t := range s.tables.Load().byName {
+		t.endWatches(ErrClosed)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -206,14 +212,6 @@ func (s *Store) wakeWaiters() {
 		}
 	}
 	s.waiters = kept
-}
-
-func (s *Store) table(kind string) *table {
-	t := s.tables[kind]
-	if t == nil {
-		panic("store: unknown kind " + kind) // a broken invariant: kinds are fixed at start
-	}
-	return t
 }
 
 // Await blocks until the tables have reached rev, or ctx ends.

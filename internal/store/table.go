@@ -33,6 +33,8 @@ type table struct {
 	kind    *Kind
 	applied *atomic.Int64 // the store's; advanced under mu so that a list knows its revision
 	version atomic.Int64  // revision of the last change, see Store.Version
+	// refilled is closed when the history from before the table was loaded is there.
+	refilled chan struct{}
 
 	mu       sync.RWMutex // guards the fields below
 	byKey    map[string]*Entry
@@ -51,6 +53,7 @@ func newTable(kind *Kind, applied *atomic.Int64, history ring) *table {
 		indexes:  make(map[string]map[string]map[string]*Entry, len(kind.Indexes)),
 		history:  history,
 		watchers: make(map[*Watch]struct{}),
+		refilled: make(chan struct{}),
 	}
 	for name := range kind.Indexes {
 		t.indexes[name] = make(map[string]map[string]*Entry)
@@ -101,7 +104,7 @@ func (t *table) remove(key string, rev int64) {
 	t.ordered.Delete(prev)
 	t.unindexLocked(prev)
 	prev.forget()
-	t.publishLocked(Event{Type: Deleted, Rev: rev, Entry: prev.atRevision(rev), Prev: prev})
+	t.publishLocked(Event{Type: Deleted, Rev: rev, Entry: prev.At(rev), Prev: prev})
 }
 
 func (t *table) putLocked(e *Entry) {

@@ -11,7 +11,11 @@ import (
 
 // Get returns the entry of key; ErrNotFound if there is none.
 func (s *Store) Get(kind, key string) (*Entry, error) {
-	if e := s.table(kind).get(key); e != nil {
+	t, err := s.table(kind)
+	if err != nil {
+		return nil, err
+	}
+	if e := t.get(key); e != nil {
 		return e, nil
 	}
 	return nil, ErrNotFound
@@ -46,7 +50,10 @@ type List struct {
 // List returns the entries of a kind. ErrGone if opts.Rev is no longer kept, ErrFuture if it
 // has not happened.
 func (s *Store) List(ctx context.Context, kind string, opts ListOptions) (List, error) {
-	t := s.table(kind)
+	t, err := s.table(kind)
+	if err != nil {
+		return List{}, err
+	}
 	if opts.Index != "" {
 		return t.listIndexed(opts)
 	}
@@ -123,13 +130,16 @@ func (s *Store) Watch(ctx context.Context, kind string, opts WatchOptions) (*Wat
 			return nil, cmp.Or(ctx.Err(), ErrFuture)
 		}
 	}
-	t := s.table(kind)
+	t, err := s.table(kind)
+	if err != nil {
+		return nil, err
+	}
 	w, err := t.watch(opts)
 	if !errors.Is(err, ErrGone) {
 		return w, err
 	}
 	select { // the history from before the start may still be on its way
-	case <-s.refill:
+	case <-t.refilled:
 		return t.watch(opts)
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -157,7 +167,10 @@ func (s *Store) Update(ctx context.Context, kind, key string, rev int64, obj Obj
 }
 
 func (s *Store) write(ctx context.Context, kind, key string, obj Object, rev int64) (*Entry, error) {
-	t := s.table(kind)
+	t, err := s.table(kind)
+	if err != nil {
+		return nil, err
+	}
 	value, err := t.seal(key, obj)
 	if err != nil {
 		return nil, err
@@ -191,7 +204,10 @@ func (s *Store) write(ctx context.Context, kind, key string, obj Object, rev int
 // Delete removes key, which must be at revision rev, and returns its last content under the
 // revision of the deletion.
 func (s *Store) Delete(ctx context.Context, kind, key string, rev int64) (*Entry, error) {
-	t := s.table(kind)
+	t, err := s.table(kind)
+	if err != nil {
+		return nil, err
+	}
 	current := t.get(key)
 	if current == nil {
 		return nil, ErrNotFound
@@ -209,7 +225,7 @@ func (s *Store) Delete(ctx context.Context, kind, key string, rev int64) (*Entry
 	if err := s.waitApplied(ctx, newRev); err != nil {
 		return nil, err
 	}
-	return current.atRevision(newRev), nil
+	return current.At(newRev), nil
 }
 
 // conflict says what the key holds after a failed compare that was answered at rev.

@@ -127,7 +127,7 @@ func (w *Watch) narrow(event *Event) bool {
 	case !was && !is:
 		return false
 	case was && !is && event.Type != Deleted:
-		*event = Event{Type: Deleted, Rev: event.Rev, Entry: event.Prev.atRevision(event.Rev), Prev: event.Prev}
+		*event = Event{Type: Deleted, Rev: event.Rev, Entry: event.Prev.At(event.Rev), Prev: event.Prev}
 	case !was && is:
 		event.Type = Added
 	}
