@@ -30,7 +30,7 @@ type aggregation struct {
 }
 
 // Versions lists the group versions that are served here.
-func (s *Server) Versions() []schema.GroupVersion { return sortedVersions(s.versions) }
+func (s *Server) Versions() []schema.GroupVersion { return sortedVersions(s.routes().versions) }
 
 // target is the other server that has a group version, nil if it is served here.
 func (s *Server) target(gv schema.GroupVersion) *aggregate.Target {
@@ -57,10 +57,11 @@ func (s *Server) delegate(q *query, target *aggregate.Target) int {
 
 // documents is the discovery of everything, here and elsewhere.
 func (s *Server) documents() *discovery {
+	local := s.routes().discovery()
 	if s.aggregation == nil {
-		return s.discovery
+		return local
 	}
-	return s.aggregation.documents(s.discovery)
+	return s.aggregation.documents(local)
 }
 
 func (a *aggregation) documents(local *discovery) *discovery {

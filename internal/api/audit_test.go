@@ -271,7 +271,7 @@ func TestAuditOfAPanic(t *testing.T) {
 	c, events := audited(t)
 	c.mustCreate(t, "configmaps", "default", &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "p"}})
 	events()
-	c.endpoints[corev1.SchemeGroupVersion.WithResource("configmaps")].Resource = nil
+	c.routes().endpoints[corev1.SchemeGroupVersion.WithResource("configmaps")].Resource = nil
 	if w := c.do(t, "root", "GET", "/api/v1/namespaces/default/configmaps/p", nil); w.Code != http.StatusInternalServerError {
 		t.Errorf("code %d", w.Code)
 	}

@@ -100,7 +100,7 @@ func BenchmarkWatchEvent(b *testing.B) {
 	c := start(b, Options{})
 	pod := testPod("a")
 	c.mustCreate(b, "pods", "default", pod)
-	ep := c.endpoints[corev1.SchemeGroupVersion.WithResource("pods")]
+	ep := c.routes().endpoints[corev1.SchemeGroupVersion.WithResource("pods")]
 	entry, err := ep.Get(b.Context(), "default", "a", "")
 	if err != nil {
 		b.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	jsonserializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/warning"
 )
 
@@ -78,6 +79,43 @@ func bodyError(err error) error {
 	return apierrors.NewBadRequest(fmt.Sprintf("reading the request body: %v", err))
 }
 
+// decodeOwn reads body into a new object of the endpoint's kind.
+func (s *Server) decodeOwn(q *query, ep *endpoint, body []byte, directive string) (runtime.Object, error) {
+	custom := ep.Custom()
+	if custom == nil {
+		object := ep.New()
+		return object, s.decodeObject(q, body, object, ep.Kind, directive)
+	}
+	bodyType, err := bodyFormat(q.r.Header.Get("Content-Type"))
+	if err != nil || bodyType == formatProto {
+		return nil, negotiation.NewUnsupportedMediaTypeError([]string{typeJSON, typeYAML})
+	}
+	object, problems, err := custom.Decode(body, bodyType == formatYAML, directive != metav1.FieldValidationIgnore)
+	if err != nil {
+		return nil, decodeError(err, ep.Kind, nil, body)
+	}
+	found := object.GetObjectKind().GroupVersionKind()
+	if len(problems) > 0 && directive == metav1.FieldValidationStrict {
+		return nil, decodeError(runtime.NewStrictDecodingError(problems), ep.Kind, &found, body)
+	}
+	for _, problem := range problems {
+		warning.AddWarning(q.context(), "", problem.Error())
+	}
+	return object, checkKind(found, ep.Kind, body)
+}
+
+// checkKind checks that what was found in the body is what the path is about.
+func checkKind(found, kind schema.GroupVersionKind, body []byte) error {
+	switch {
+	case found == kind:
+		return nil
+	case found.GroupVersion() != kind.GroupVersion():
+		return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)",
+			found.GroupVersion(), kind.GroupVersion()))
+	}
+	return decodeError(errors.New("the kind does not match"), kind, &found, body)
+}
+
 // decodeObject reads body into object, which is of kind. Unknown and duplicate fields are an error, a warning or
 // nothing, as directive says.
 func (s *Server) decodeObject(q *query, body []byte, object runtime.Object, kind schema.GroupVersionKind, directive string) error {
@@ -96,12 +134,10 @@ func (s *Server) decodeObject(q *query, body []byte, object runtime.Object, kind
 			warning.AddWarning(q.context(), "", problem.Error())
 		}
 	}
-	if found != nil && *found != kind {
-		if found.GroupVersion() != kind.GroupVersion() {
-			return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)",
-				found.GroupVersion(), kind.GroupVersion()))
+	if found != nil {
+		if err := checkKind(*found, kind, body); err != nil {
+			return err
 		}
-		return decodeError(errors.New("the kind does not match"), kind, found, body)
 	}
 	if decoded != object {
 		return decodeError(fmt.Errorf("unable to decode into %T", object), kind, found, body)

@@ -386,7 +386,7 @@ func TestTables(t *testing.T) {
 
 func TestEveryKindHasColumns(t *testing.T) {
 	c := start(t, Options{})
-	for name, ep := range c.endpoints {
+	for name, ep := range c.routes().endpoints {
 		path := "/apis/" + name.GroupVersion().String() + "/" + name.Resource
 		if name.Group == "" {
 			path = "/api/v1/" + name.Resource

@@ -20,7 +20,7 @@ import (
 	"gantry.dev/gantry/internal/api/registry"
 )
 
-// discovery holds the documents that say what is served. They never change, so they are made once, as objects;
+// discovery holds the documents that say what is served at one time. They are made once, as objects;
 // their bytes are made per request: clients keep them for hours.
 type discovery struct {
 	core      *metav1.APIVersions
@@ -49,8 +49,8 @@ func groupOrder() []string {
 	}
 }
 
-// newDiscovery makes the documents of everything s serves.
-func newDiscovery(s *Server) *discovery {
+// newDiscovery makes the documents of everything in r.
+func newDiscovery(r *routes) *discovery {
 	d := &discovery{
 		core: &metav1.APIVersions{
 			Versions:                   []string{"v1"},
@@ -59,16 +59,16 @@ func newDiscovery(s *Server) *discovery {
 		groups: &metav1.APIGroupList{Groups: []metav1.APIGroup{}}, group: map[string]*metav1.APIGroup{},
 		resources: map[schema.GroupVersion]*metav1.APIResourceList{}, aggregated: map[aggregatedKey]aggregatedDocument{},
 	}
-	versions := sortedVersions(s.versions)
+	versions := sortedVersions(r.versions)
 	grouped := map[string][]apidiscovery.APIVersionDiscovery{}
 	var names []string
 	for _, gv := range versions {
-		d.resources[gv] = legacyResources(s, gv)
+		d.resources[gv] = legacyResources(r, gv)
 		if grouped[gv.Group] == nil {
 			names = append(names, gv.Group)
 		}
 		grouped[gv.Group] = append(grouped[gv.Group], apidiscovery.APIVersionDiscovery{
-			Version: gv.Version, Freshness: apidiscovery.DiscoveryFreshnessCurrent, Resources: aggregatedResources(s, gv)})
+			Version: gv.Version, Freshness: apidiscovery.DiscoveryFreshnessCurrent, Resources: aggregatedResources(r, gv)})
 	}
 	for _, name := range names {
 		if name == "" {
@@ -136,9 +136,9 @@ func sortedVersions(served map[schema.GroupVersion]bool) []schema.GroupVersion {
 }
 
 // legacyResources lists the resources and subresources of one version.
-func legacyResources(s *Server, gv schema.GroupVersion) *metav1.APIResourceList {
+func legacyResources(routes *routes, gv schema.GroupVersion) *metav1.APIResourceList {
 	list := &metav1.APIResourceList{GroupVersion: gv.String(), APIResources: []metav1.APIResource{}}
-	for _, res := range s.resources() {
+	for _, res := range routes.resources {
 		if res.Info.Resource.GroupVersion() != gv {
 			continue
 		}
@@ -154,7 +154,7 @@ func legacyResources(s *Server, gv schema.GroupVersion) *metav1.APIResourceList 
 			list.APIResources = append(list.APIResources, entry)
 		}
 	}
-	for _, r := range s.allReviews() {
+	for _, r := range routes.posted {
 		if r.resource.GroupVersion() == gv {
 			list.APIResources = append(list.APIResources, metav1.APIResource{
 				Name: r.resource.Resource, SingularName: r.singular, Namespaced: r.namespaced, Kind: r.kind.Kind, Verbs: []string{"create"}})
@@ -176,7 +176,7 @@ func storageHash(res *registry.Resource) string {
 }
 
 // aggregatedResources is the same in the aggregated form.
-func aggregatedResources(s *Server, gv schema.GroupVersion) []apidiscovery.APIResourceDiscovery {
+func aggregatedResources(routes *routes, gv schema.GroupVersion) []apidiscovery.APIResourceDiscovery {
 	out := []apidiscovery.APIResourceDiscovery{}
 	scope := func(namespaced bool) apidiscovery.ResourceScope {
 		if namespaced {
@@ -190,7 +190,7 @@ func aggregatedResources(s *Server, gv schema.GroupVersion) []apidiscovery.APIRe
 		}
 		return &metav1.GroupVersionKind{Group: kind.Group, Version: kind.Version, Kind: kind.Kind}
 	}
-	for _, res := range s.resources() {
+	for _, res := range routes.resources {
 		if res.Info.Resource.GroupVersion() != gv {
 			continue
 		}
@@ -204,7 +204,7 @@ func aggregatedResources(s *Server, gv schema.GroupVersion) []apidiscovery.APIRe
 		}
 		out = append(out, entry)
 	}
-	for _, r := range s.allReviews() {
+	for _, r := range routes.posted {
 		if r.resource.GroupVersion() == gv {
 			out = append(out, apidiscovery.APIResourceDiscovery{Resource: r.resource.Resource, ResponseKind: kindOf(r.kind),
 				Scope: scope(r.namespaced), SingularResource: r.singular, Verbs: []string{"create"}})
@@ -233,18 +233,19 @@ func (s *Server) discover(q *query, parts []string) int {
 		}
 	}
 	v1 := schema.GroupVersion{Version: "v1"}
+	known := s.documents()
 	switch {
 	case root == "/api" && len(parts) == 1:
-		core := *s.documents().core
+		core := *known.core
 		core.ServerAddressByClientCIDRs = []metav1.ServerAddressByClientCIDR{{ClientCIDR: "0.0.0.0/0", ServerAddress: q.r.Host}}
 		return s.writeObject(q, out, http.StatusOK, v1.WithKind("APIVersions"), &core)
 	case root == "/api" && len(parts) == 2:
 		return s.discoverVersion(q, out, schema.GroupVersion{Version: parts[1]})
 	case root == "/apis" && len(parts) == 1:
-		groups := *s.documents().groups
+		groups := *known.groups
 		return s.writeObject(q, out, http.StatusOK, v1.WithKind("APIGroupList"), &groups)
 	case root == "/apis" && len(parts) == 2:
-		if group := s.documents().group[parts[1]]; group != nil {
+		if group := known.group[parts[1]]; group != nil {
 			copied := *group
 			return s.writeObject(q, out, http.StatusOK, v1.WithKind("APIGroup"), &copied)
 		}
@@ -255,7 +256,7 @@ func (s *Server) discover(q *query, parts []string) int {
 }
 
 func (s *Server) discoverVersion(q *query, out output, gv schema.GroupVersion) int {
-	list := s.discovery.resources[gv]
+	list := s.routes().discovery().resources[gv]
 	if list == nil {
 		return s.notFoundPath(q)
 	}

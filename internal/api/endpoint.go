@@ -2,6 +2,7 @@ package api
 
 import (
 	"slices"
+	"sync"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -19,9 +20,10 @@ import (
 type endpoint struct {
 	*registry.Resource
 	kindFrame
+	class   endpointClass
 	verbs   map[string]bool
 	subs    map[string]*subEndpoint
-	warning string // that the kind is deprecated, "" if it is not
+	warning string // that the kind or version is deprecated, "" if it is not
 }
 
 // subEndpoint is a subresource.
@@ -49,24 +51,81 @@ func (s *Server) deprecation(object runtime.Object) string {
 	return deprecation.WarningMessage(object)
 }
 
-// route builds the tables that requests are looked up in.
-func (s *Server) route() {
-	s.endpoints = map[schema.GroupVersionResource]*endpoint{}
-	s.versions = map[schema.GroupVersion]bool{}
-	s.reviews = map[schema.GroupVersionResource]*review{}
-	for _, res := range s.resources() {
+// routes are the tables that requests are looked up in, as of one time. They are replaced as a whole
+// when the registry serves something else.
+type routes struct {
+	changed   <-chan struct{} // of the registry, which it stands for
+	resources []*registry.Resource
+	endpoints map[schema.GroupVersionResource]*endpoint
+	reviews   map[schema.GroupVersionResource]*review
+	posted    []*review                    // the reviews in the order of discovery
+	versions  map[schema.GroupVersion]bool // that are served
+	discovery func() *discovery            // made when first asked for
+}
+
+// routes returns the current tables.
+func (s *Server) routes() *routes {
+	if current := s.current.Load(); current != nil && current.changed == s.opts.Registry.Changed() {
+		return current
+	}
+	s.routing.Lock()
+	defer s.routing.Unlock()
+	old := s.current.Load()
+	if old != nil && old.changed == s.opts.Registry.Changed() {
+		return old
+	}
+	current := s.newRoutes(old)
+	s.current.Store(current)
+	return current
+}
+
+// newRoutes builds the tables; what did not change since old is taken from it.
+func (s *Server) newRoutes(old *routes) *routes {
+	r := &routes{
+		changed: s.opts.Registry.Changed(), endpoints: map[schema.GroupVersionResource]*endpoint{},
+		versions: map[schema.GroupVersion]bool{}, reviews: map[schema.GroupVersionResource]*review{},
+	}
+	r.resources = s.resources() // after changed: at worst they are newer, and the tables are built again
+	for _, res := range r.resources {
+		name := res.Info.Resource
+		r.versions[name.GroupVersion()] = true
+		if old != nil && old.endpoints[name] != nil && old.endpoints[name].Resource == res {
+			r.endpoints[name] = old.endpoints[name]
+			continue
+		}
 		ep := &endpoint{Resource: res, kindFrame: newKindFrame(res.Kind, res.ListKind), verbs: set(res.Verbs), subs: map[string]*subEndpoint{}}
-		ep.table, ep.warning = res.Table(), s.deprecation(res.New())
+		ep.class, ep.table, ep.warning = classObject, res.Table(), res.Warning
+		if res.Custom() != nil {
+			ep.class = classCustom
+		} else {
+			ep.warning = s.deprecation(res.New())
+		}
 		for _, info := range res.Subresources {
 			ep.subs[info.Name] = &subEndpoint{SubresourceInfo: info, kindFrame: newKindFrame(info.Kind, info.Kind.Kind+"List"), verbs: set(info.Verbs)}
 		}
-		s.endpoints[res.Info.Resource] = ep
-		s.versions[res.Info.Resource.GroupVersion()] = true
+		r.endpoints[name] = ep
 	}
-	for _, r := range s.allReviews() {
-		s.reviews[r.resource] = r
-		s.versions[r.resource.GroupVersion()] = true
+	r.posted = s.allReviews()
+	for _, review := range r.posted {
+		r.reviews[review.resource] = review
+		r.versions[review.resource.GroupVersion()] = true
 	}
+	r.discovery = sync.OnceValue(func() *discovery { return newDiscovery(r) })
+	return r
+}
+
+// builtinVersions are the group versions that have built-in resources.
+func (r *routes) builtinVersions() map[schema.GroupVersion]bool {
+	out := map[schema.GroupVersion]bool{}
+	for name, ep := range r.endpoints {
+		if ep.class == classObject {
+			out[name.GroupVersion()] = true
+		}
+	}
+	for name := range r.reviews {
+		out[name.GroupVersion()] = true
+	}
+	return out
 }
 
 // resources are those that clients see.

@@ -52,7 +52,7 @@ func (s *Server) takeSeat(q *query) int {
 
 // width is how many seats a list or watch takes: as many as the objects that it goes through are worth.
 func (s *Server) width(q *query) int {
-	ep := s.endpoints[schema.GroupVersionResource{Group: q.path.APIGroup, Version: q.path.APIVersion, Resource: q.path.Resource}]
+	ep := s.routes().endpoints[schema.GroupVersionResource{Group: q.path.APIGroup, Version: q.path.APIVersion, Resource: q.path.Resource}]
 	if ep == nil {
 		return 1
 	}

@@ -12,9 +12,9 @@ import (
 
 // list answers a list from the kept bytes of its objects.
 func (s *Server) list(q *query, ep *endpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	if q.listErr != nil {
 		return s.fail(q, q.listErr)
@@ -138,9 +138,9 @@ func encoded(entries []*store.Entry, proto bool) (items [][]byte, isProto bool, 
 
 // deleteCollection deletes what a list selects and answers with it.
 func (s *Server) deleteCollection(q *query, ep *endpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	if q.listErr != nil {
 		return s.fail(q, q.listErr)

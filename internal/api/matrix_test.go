@@ -102,7 +102,7 @@ func TestMatrixWithoutRights(t *testing.T) {
 	asked := map[string]bool{}
 	for gv, resources := range c.served(t) {
 		for _, resource := range resources {
-			if ep := c.endpoints[gv.WithResource(resource.Name)]; ep != nil {
+			if ep := c.routes().endpoints[gv.WithResource(resource.Name)]; ep != nil {
 				c.put(t, ep, present)
 			}
 			if slices.Contains([]string{"authentication.k8s.io", "authorization.k8s.io"}, gv.Group) && strings.HasPrefix(resource.Name, "self") {

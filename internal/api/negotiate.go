@@ -64,6 +64,7 @@ const (
 	classPlain    endpointClass = iota // documents and statuses: none
 	classObject                        // resources: Table, PartialObjectMetadata
 	classDiscover                      // discovery: APIGroupDiscoveryList
+	classCustom                        // custom resources: as classObject, but protobuf only of their metadata
 )
 
 // acceptCacheSize bounds how many different Accept headers are remembered.
@@ -91,7 +92,7 @@ func (n *negotiator) negotiate(header string, class endpointClass) (output, bool
 	case "", typeJSON, "*/*":
 		return output{}, true
 	case typeProto:
-		return output{format: formatProto}, true
+		return output{format: formatProto}, class != classCustom
 	}
 	key := acceptKey{header, class}
 	n.mu.RLock()
@@ -175,7 +176,7 @@ func (o output) with(params map[string]string, class endpointClass) (output, boo
 	o.pretty = params["pretty"] == "1"
 	as, group, version := params["as"], params["g"], params["v"]
 	if as == "" && group == "" && version == "" {
-		return o, true
+		return o, class != classCustom || o.format != formatProto
 	}
 	switch {
 	case class == classDiscover:
@@ -183,7 +184,7 @@ func (o output) with(params map[string]string, class endpointClass) (output, boo
 			o.profile = version
 			return o, true
 		}
-	case class == classObject && group == metav1.GroupName && (version == "v1" || version == "v1beta1"):
+	case (class == classObject || class == classCustom) && group == metav1.GroupName && (version == "v1" || version == "v1beta1"):
 		o.version = version
 		switch as {
 		case "Table":
@@ -236,6 +237,9 @@ func bodyFormat(header string) (format, error) {
 
 // notAcceptable is the 406 of upstream.
 func notAcceptable(class endpointClass) error {
+	if class == classCustom {
+		return negotiation.NewNotAcceptableError([]string{typeJSON, typeYAML, typeJSON + ";stream=watch"})
+	}
 	accepted := []string{typeJSON, typeYAML, typeProto}
 	if class == classObject {
 		accepted = append(accepted, typeJSON+";stream=watch", typeProto+";stream=watch")

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
@@ -27,21 +28,31 @@ import (
 )
 
 // openAPI serves the schemas. They are built by the first request that wants one (tens of milliseconds and megabytes)
-// and then kept only compressed.
+// and then kept only compressed. Those of built-in kinds never change; see openapicustom.go for the others.
 type openAPI struct {
 	server *Server
 
-	mu    sync.Mutex // guards the fields below
-	v2    *openAPIDocument
-	v3    map[string]*openAPIDocument // by "api/v1", "apis/apps/v1"
-	index []byte
-	etag  string // of index
+	mu      sync.Mutex                  // guards the fields below
+	changed <-chan struct{}             // of the routes that they are about
+	v2      *openAPIDocument            // of everything
+	v3      map[string]*openAPIDocument // by "api/v1", "apis/apps/v1"
+	index   []byte
+	etag    string // of index
+	builtin builtinOpenAPI
+	custom  customOpenAPI
+}
+
+// builtinOpenAPI is what is known of built-in kinds.
+type builtinOpenAPI struct {
+	v2 []byte                      // packed
+	v3 map[string]*openAPIDocument // as in openAPI
 }
 
 // openAPIDocument is one document, compressed in both encodings.
 type openAPIDocument struct {
 	etag        string
-	json, proto []byte // proto is made when first asked for
+	json, proto []byte                 // proto is made when first asked for
+	build       func() ([]byte, error) // makes json when first asked for; nil if it is there
 	toProto     func([]byte) ([]byte, error)
 }
 
@@ -92,6 +103,7 @@ func (o *openAPI) serve(q *query, parts []string) int {
 func (o *openAPI) find(name string, wantsProto bool) (*openAPIDocument, []byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.refreshLocked()
 	document := o.v2
 	switch {
 	case name != "":
@@ -102,11 +114,18 @@ func (o *openAPI) find(name string, wantsProto bool) (*openAPIDocument, []byte, 
 			return nil, nil, nil
 		}
 	case document == nil:
-		built, err := o.buildV2()
+		built, err := o.buildV2Locked()
 		if err != nil {
 			return nil, nil, err
 		}
 		o.v2, document = built, built
+	}
+	if document.json == nil {
+		data, err := document.build()
+		if err != nil {
+			return nil, nil, err
+		}
+		document.json = data
 	}
 	if !wantsProto {
 		return document, document.json, nil
@@ -120,6 +139,7 @@ func (o *openAPI) find(name string, wantsProto bool) (*openAPIDocument, []byte, 
 // serveIndex answers the list of v3 documents.
 func (o *openAPI) serveIndex(q *query) int {
 	o.mu.Lock()
+	o.refreshLocked()
 	err := o.buildV3Locked()
 	index, etag := o.index, o.etag
 	o.mu.Unlock()
@@ -193,6 +213,10 @@ func newOpenAPIDocument(document any, toProto func([]byte) ([]byte, error)) (*op
 	if err != nil {
 		return nil, fmt.Errorf("encoding OpenAPI: %w", err)
 	}
+	return packedDocument(data, toProto)
+}
+
+func packedDocument(data []byte, toProto func([]byte) ([]byte, error)) (*openAPIDocument, error) {
 	sum := sha512.Sum512(data)
 	packed, err := pack(data)
 	if err != nil {
@@ -226,8 +250,35 @@ func (o *openAPI) title() *spec.Info {
 	return &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: o.server.opts.Version.GitVersion}}
 }
 
-// buildV2 makes the one Swagger document.
-func (o *openAPI) buildV2() (*openAPIDocument, error) {
+// refreshLocked forgets what was built of kinds that are not served any more. o.mu is held.
+func (o *openAPI) refreshLocked() {
+	if changed := o.server.routes().changed; o.changed != changed {
+		o.changed, o.v2, o.v3 = changed, nil, nil
+	}
+}
+
+// buildV2Locked makes the one Swagger document. o.mu is held.
+func (o *openAPI) buildV2Locked() (*openAPIDocument, error) {
+	if o.builtin.v2 == nil {
+		data, err := o.buildBuiltinV2()
+		if err != nil {
+			return nil, err
+		}
+		if o.builtin.v2, err = pack(data); err != nil {
+			return nil, err
+		}
+	}
+	data, err := unpack(o.builtin.v2)
+	if err != nil {
+		return nil, err
+	}
+	if data, err = o.addCustomLocked(data); err != nil {
+		return nil, err
+	}
+	return packedDocument(data, handler.ToProtoBinary)
+}
+
+func (o *openAPI) buildBuiltinV2() ([]byte, error) {
 	namer := openapinamer.NewDefinitionNamer(o.server.opts.Registry.Scheme())
 	config := &common.Config{
 		ProtocolList: []string{"https"}, Info: o.title(),
@@ -247,30 +298,34 @@ func (o *openAPI) buildV2() (*openAPIDocument, error) {
 		return nil, fmt.Errorf("building OpenAPI v2: %w", err)
 	}
 	swagger.Definitions = handler.PruneDefaults(swagger.Definitions)
-	return newOpenAPIDocument(swagger, handler.ToProtoBinary)
+	return json.Marshal(swagger)
 }
 
-// buildV3Locked makes the documents of all group versions and their index, once. o.mu is held.
+// buildV3Locked lists the documents of all group versions, and builds those of built-in kinds, once.
+// o.mu is held.
 func (o *openAPI) buildV3Locked() error {
 	if o.v3 != nil {
 		return nil
 	}
-	namer := openapinamer.NewDefinitionNamer(o.server.opts.Registry.Scheme())
-	definitions := generated.GetOpenAPIDefinitions(func(name string) spec.Ref {
-		defName, _ := namer.GetDefinitionName(name)
-		return spec.MustCreateRef("#/components/schemas/" + common.EscapeJsonPointer(defName))
-	})
-	documents := map[string]*openAPIDocument{}
-	type indexEntry struct {
-		URL string `json:"serverRelativeURL"`
-	}
-	paths := map[string]indexEntry{}
-	for name, routes := range o.routes() {
-		document, err := o.build(name, routes, namer, definitions)
+	routes := o.server.routes()
+	if o.builtin.v3 == nil {
+		documents, err := o.buildBuiltinV3()
 		if err != nil {
 			return err
 		}
-		documents[name] = document
+		o.builtin.v3 = documents
+	}
+	documents := maps.Clone(o.builtin.v3)
+	for name, document := range o.customV3Locked(routes) {
+		if documents[name] == nil {
+			documents[name] = document
+		}
+	}
+	type indexEntry struct {
+		URL string `json:"serverRelativeURL"`
+	}
+	paths := make(map[string]indexEntry, len(documents))
+	for name, document := range documents {
 		paths[name] = indexEntry{"/openapi/v3/" + name + "?hash=" + document.etag}
 	}
 	index, err := json.Marshal(map[string]any{"paths": paths})
@@ -282,10 +337,35 @@ func (o *openAPI) buildV3Locked() error {
 	return nil
 }
 
-// routes are all paths by the name of their v3 document: "api/v1", "apis/apps/v1", "version".
+func (o *openAPI) buildBuiltinV3() (map[string]*openAPIDocument, error) {
+	namer := openapinamer.NewDefinitionNamer(o.server.opts.Registry.Scheme())
+	definitions := generated.GetOpenAPIDefinitions(func(name string) spec.Ref {
+		defName, _ := namer.GetDefinitionName(name)
+		return spec.MustCreateRef("#/components/schemas/" + common.EscapeJsonPointer(defName))
+	})
+	documents := map[string]*openAPIDocument{}
+	for name, routes := range o.routes() {
+		document, err := o.build(name, routes, namer, definitions)
+		if err != nil {
+			return nil, err
+		}
+		documents[name] = document
+	}
+	return documents, nil
+}
+
+// openAPIName is the name of the document of a group version.
+func openAPIName(gv schema.GroupVersion) string {
+	if gv.Group == "" {
+		return "api/" + gv.Version
+	}
+	return "apis/" + gv.String()
+}
+
+// routes are all built-in paths by the name of their v3 document: "api/v1", "apis/apps/v1", "version".
 func (o *openAPI) routes() map[string]*container {
 	routes := o.server.otherRoutes()
-	for gv := range o.server.versions {
+	for gv := range o.server.routes().builtinVersions() {
 		c := o.server.routesOf(gv)
 		routes[strings.TrimPrefix(c.root, "/")] = c
 	}

@@ -85,20 +85,21 @@ func dataType(typ reflect.Type) string {
 	}
 }
 
-// routesOf describes every path of the resources of gv.
+// routesOf describes every path of the built-in resources of gv.
 func (s *Server) routesOf(gv schema.GroupVersion) *container {
+	routes := s.routes()
 	root := "/apis/" + gv.String()
 	if gv.Group == "" {
 		root = "/api/" + gv.Version
 	}
 	c := &container{root: root}
 	c.document(root, "getAPIResources", &metav1.APIResourceList{})
-	for _, ep := range s.endpoints {
-		if ep.Info.Resource.GroupVersion() == gv {
+	for _, ep := range routes.endpoints {
+		if ep.class == classObject && ep.Info.Resource.GroupVersion() == gv {
 			c.addResource(s, ep)
 		}
 	}
-	for _, r := range s.reviews {
+	for _, r := range routes.reviews {
 		if r.resource.GroupVersion() == gv {
 			path, operation := root+"/"+r.resource.Resource, "create"+r.kind.Kind
 			if r.namespaced {
@@ -121,7 +122,7 @@ func (s *Server) otherRoutes() map[string]*container {
 	}
 	add("api", "getAPIVersions", &metav1.APIVersions{})
 	add("apis", "getAPIVersions", &metav1.APIGroupList{})
-	for gv := range s.versions {
+	for gv := range s.routes().builtinVersions() {
 		if gv.Group != "" {
 			add("apis/"+gv.Group, "getAPIGroup", &metav1.APIGroup{})
 		}
@@ -229,7 +230,7 @@ func (c *container) addResource(s *Server, ep *endpoint) {
 func (c *container) addPatch(path, operation string, kind schema.GroupVersionKind, object any) {
 	params := append(writeParams(), queryParam("force", "boolean", "Take over fields that other managers own, in an apply."))
 	c.add(&route{method: "PATCH", path: path, operation: operation, action: "patch", kind: kind, params: params,
-		body: &metav1.Patch{}, answer: object, codes: []int{200, 201}, consumes: patchTypes()})
+		body: &metav1.Patch{}, answer: object, codes: []int{200, 201}, consumes: patchTypes(false)})
 }
 
 // addSub describes one subresource.

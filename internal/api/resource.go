@@ -25,12 +25,13 @@ func (s *Server) resource(q *query) int {
 	if target := s.target(name.GroupVersion()); target != nil {
 		return s.delegate(q, target)
 	}
-	ep := s.endpoints[name]
+	routes := s.routes()
+	ep := routes.endpoints[name]
 	if ep == nil {
-		if r := s.reviews[name]; r != nil {
+		if r := routes.reviews[name]; r != nil {
 			return s.review(q, r)
 		}
-		if s.versions[name.GroupVersion()] {
+		if routes.versions[name.GroupVersion()] {
 			return s.fail(q, errNoRoute())
 		}
 		return s.notFoundPath(q)
@@ -98,9 +99,9 @@ func (s *Server) bounded(q *query, verb func() int) int {
 
 // get answers one object from its kept bytes.
 func (s *Server) get(q *query, ep *endpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	opts, err := parseGet(q.r.URL.RawQuery)
 	if err != nil {
@@ -159,9 +160,9 @@ func (s *Server) entry(q *query, out output, code int, frame *kindFrame, entry *
 
 // create stores the object in the body.
 func (s *Server) create(q *query, ep *endpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	body, err := s.readBody(q.r)
 	if err != nil {
@@ -171,8 +172,8 @@ func (s *Server) create(q *query, ep *endpoint) int {
 	if err != nil {
 		return s.fail(q, err)
 	}
-	object := ep.New()
-	if err := s.decodeObject(q, body, object, ep.Kind, opts.FieldValidation); err != nil {
+	object, err := s.decodeOwn(q, ep, body, opts.FieldValidation)
+	if err != nil {
 		return s.fail(q, err)
 	}
 	if named, ok := object.(metav1.Object); ok {
@@ -188,9 +189,9 @@ func (s *Server) create(q *query, ep *endpoint) int {
 
 // update replaces the object, or the part of it that the subresource shows.
 func (s *Server) update(q *query, ep *endpoint, frame *kindFrame) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	body, err := s.readBody(q.r)
 	if err != nil {
@@ -200,11 +201,14 @@ func (s *Server) update(q *query, ep *endpoint, frame *kindFrame) int {
 	if err != nil {
 		return s.fail(q, err)
 	}
-	object := ep.New()
-	if q.path.Subresource != "" {
+	var object runtime.Object
+	if frame.kind == ep.Kind {
+		object, err = s.decodeOwn(q, ep, body, opts.FieldValidation)
+	} else {
 		object = ep.NewSub(q.path.Subresource)
+		err = s.decodeObject(q, body, object, frame.kind, opts.FieldValidation)
 	}
-	if err := s.decodeObject(q, body, object, frame.kind, opts.FieldValidation); err != nil {
+	if err != nil {
 		return s.fail(q, err)
 	}
 	q.auditRequest(object, frame.kind)
@@ -223,8 +227,12 @@ func codeOf(created bool) int {
 	return http.StatusOK
 }
 
-// patchTypes are the patches that are taken, as the 415 lists them.
-func patchTypes() []string {
+// patchTypes are the patches that are taken, as the 415 lists them. Custom resources have no
+// strategy for lists.
+func patchTypes(custom bool) []string {
+	if custom {
+		return []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.ApplyYAMLPatchType)}
+	}
 	return []string{
 		string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType),
 	}
@@ -239,11 +247,14 @@ func (s *Server) patch(q *query, ep *endpoint, frame *kindFrame) int {
 	case types.ApplyYAMLPatchType:
 		q.applies = true
 	default:
-		return s.fail(q, negotiation.NewUnsupportedMediaTypeError(patchTypes()))
+		return s.fail(q, negotiation.NewUnsupportedMediaTypeError(patchTypes(ep.Custom() != nil)))
 	}
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	if ep.Custom() != nil && patchType == types.StrategicMergePatchType {
+		return s.fail(q, negotiation.NewUnsupportedMediaTypeError(patchTypes(true)))
+	}
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	body, err := s.readBody(q.r)
 	if err != nil {
@@ -289,9 +300,9 @@ func (s *Server) guardCreate(q *query) context.Context {
 
 // delete removes the object, or marks it for removal.
 func (s *Server) delete(q *query, ep *endpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	body, err := s.readBody(q.r)
 	if err != nil {
@@ -353,9 +364,9 @@ func (s *Server) subresource(q *query, ep *endpoint) int {
 }
 
 func (s *Server) getSub(q *query, ep *endpoint, sub *subEndpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	opts, err := parseGet(q.r.URL.RawQuery)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,7 +17,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -56,24 +57,22 @@ type Options struct {
 
 // Server is the API. It is an http.Handler, safe for concurrent use.
 type Server struct {
-	opts      Options
-	accepts   negotiator
-	decoders  decoders
-	metrics   *metrics
-	fairness  *fairness.Dispatcher
-	endpoints map[schema.GroupVersionResource]*endpoint
-	reviews   map[schema.GroupVersionResource]*review
-	versions  map[schema.GroupVersion]bool // that are served
-	reviewer  *auth.Reviewer
-	discovery *discovery
-	openapi   *openAPI
-	tables    *tables
-	shared    *shared
-	pools     *pools
-	zips      zipCache
-	streams   *streams
-	scrape    http.Handler
-	issuer    issuerDocuments
+	opts     Options
+	accepts  negotiator
+	decoders decoders
+	metrics  *metrics
+	fairness *fairness.Dispatcher
+	current  atomic.Pointer[routes]
+	routing  sync.Mutex // held while current is replaced
+	reviewer *auth.Reviewer
+	openapi  *openAPI
+	tables   *tables
+	shared   *shared
+	pools    *pools
+	zips     zipCache
+	streams  *streams
+	scrape   http.Handler
+	issuer   issuerDocuments
 
 	auditor      *auditor // nil: nothing is recorded
 	impersonator impersonator
@@ -100,8 +99,6 @@ func New(opts Options) (*Server, error) {
 	}
 	s.shared, s.pools = newShared(), &pools{}
 	s.zips.pools = s.pools
-	s.route()
-	s.discovery = newDiscovery(s)
 	s.openapi = newOpenAPI(s)
 	s.streams = newStreams(s)
 	if opts.Audit != nil {

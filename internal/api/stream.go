@@ -61,7 +61,7 @@ type getter struct {
 
 // Get implements the ResourceGetter of upstream's pod and node packages.
 func (g getter) Get(ctx context.Context, name string, _ *metav1.GetOptions) (runtime.Object, error) {
-	ep := g.server.endpoints[g.resource]
+	ep := g.server.routes().endpoints[g.resource]
 	if ep == nil {
 		return nil, apierrors.NewNotFound(g.resource.GroupResource(), name)
 	}
@@ -133,7 +133,7 @@ func (a agentInfo) GetConnectionInfo(ctx context.Context, name types.NodeName) (
 	if a.server.opts.AgentTransport == nil {
 		return nil, apierrors.NewServiceUnavailable("this server has no way to reach agents")
 	}
-	ep := a.server.endpoints[corev1.SchemeGroupVersion.WithResource("nodes")]
+	ep := a.server.routes().endpoints[corev1.SchemeGroupVersion.WithResource("nodes")]
 	entry, err := ep.Get(ctx, "", string(name), "")
 	if err != nil {
 		return nil, err
@@ -357,7 +357,7 @@ func (s *streams) serviceLocation(ctx context.Context, namespace, id string) (*u
 	}
 	version := corev1.SchemeGroupVersion
 	if number, err := strconv.ParseInt(port, 10, 64); err == nil {
-		entry, err := s.server.endpoints[version.WithResource("services")].Get(ctx, namespace, name, "")
+		entry, err := s.server.routes().endpoints[version.WithResource("services")].Get(ctx, namespace, name, "")
 		if err != nil {
 			return nil, nil, err
 		}
@@ -373,7 +373,7 @@ func (s *streams) serviceLocation(ctx context.Context, namespace, id string) (*u
 			return nil, nil, apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", number, name))
 		}
 	}
-	entry, err := s.server.endpoints[version.WithResource("endpoints")].Get(ctx, namespace, name, "")
+	entry, err := s.server.routes().endpoints[version.WithResource("endpoints")].Get(ctx, namespace, name, "")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -390,7 +390,7 @@ func (s *streams) serviceLocation(ctx context.Context, namespace, id string) (*u
 // pickAddress returns host:port of a pod behind the named port. Addresses that are no pod's are passed over, so
 // that an Endpoints object that someone wrote by hand cannot make the server call anything.
 func (s *streams) pickAddress(ctx context.Context, namespace string, endpoints *corev1.Endpoints, port string) string {
-	pods := s.server.endpoints[corev1.SchemeGroupVersion.WithResource("pods")]
+	pods := s.server.routes().endpoints[corev1.SchemeGroupVersion.WithResource("pods")]
 	for _, i := range rand.Perm(len(endpoints.Subsets)) {
 		subset := &endpoints.Subsets[i]
 		for _, candidate := range subset.Ports {

@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	metav1beta1validation "k8s.io/apimachinery/pkg/apis/meta/v1beta1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -117,9 +118,9 @@ func (m *tableMaker) print(object runtime.Object) (*metav1.Table, error) {
 
 // emptyHeaders gives an empty table the columns of its kind.
 func (m *tableMaker) emptyHeaders(table *metav1.Table) error {
-	object, err := m.tables.scheme.New(m.kind)
-	if err != nil {
-		return err
+	var object runtime.Object = &unstructured.UnstructuredList{}
+	if made, err := m.tables.scheme.New(m.kind); err == nil { // else it is a custom resource
+		object = made
 	}
 	part, err := m.print(object)
 	if err != nil {

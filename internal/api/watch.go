@@ -34,9 +34,9 @@ const watchBatchBytes = 256 << 10
 
 // watch streams changes until the client leaves, the time is over or the client is too slow.
 func (s *Server) watch(q *query, ep *endpoint) int {
-	out, ok := s.accepts.negotiate(q.accept(), classObject)
+	out, ok := s.accepts.negotiate(q.accept(), ep.class)
 	if !ok || out.format == formatYAML {
-		return s.fail(q, notAcceptable(classObject))
+		return s.fail(q, notAcceptable(ep.class))
 	}
 	if q.listErr != nil {
 		return s.fail(q, q.listErr)

@@ -69,6 +69,17 @@ func (cp *ControlPlane) startAggregator(ctx context.Context, run func(string, fu
 	known := make(chan struct{})
 	run("aggregator", func(ctx context.Context) error { return cp.aggregator.Run(ctx, informers, func() { close(known) }) })
 	run("APIServices", keeper.Run)
+	run("APIServices of custom resources", func(ctx context.Context) error {
+		for {
+			changed := cp.registry.Changed()
+			keeper.Refresh()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			}
+		}
+	})
 	return waitFor(known)(ctx)
 }
 

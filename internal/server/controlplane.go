@@ -24,6 +24,7 @@ import (
 	"gantry.dev/gantry/internal/api/admission"
 	"gantry.dev/gantry/internal/api/aggregate"
 	"gantry.dev/gantry/internal/api/auth"
+	"gantry.dev/gantry/internal/api/custom"
 	"gantry.dev/gantry/internal/api/fairness"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
@@ -68,6 +69,7 @@ type ControlPlane struct {
 	admission  *admission.Chain
 	authn      *auth.Authenticator
 	handler    *api.Server
+	custom     *custom.Manager
 	admin      *client.Client
 	events     *events.Writer
 	aggregator *aggregate.Aggregator
@@ -149,6 +151,9 @@ func (cp *ControlPlane) wireAPI() error {
 			return cp.authn.IssueToken(ctx, account, request)
 		},
 	})
+	if cp.custom, err = custom.New(custom.Options{Registry: cp.registry, Logger: cp.opts.Logger}); err != nil {
+		return err
+	}
 	if cp.events, err = events.New(cp.admin, events.Options{Log: cp.opts.Logger}); err != nil {
 		return err
 	}
@@ -326,6 +331,10 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 		return err
 	}
 	run("priority and fairness", func(ctx context.Context) error { return cp.fairness.Run(ctx, informers) })
+	if err := cp.custom.Load(ctx); err != nil {
+		return fmt.Errorf("serving custom resources: %w", err)
+	}
+	run("custom resources", cp.custom.Run)
 	if err := cp.startAggregator(ctx, run, informers); err != nil {
 		return err
 	}

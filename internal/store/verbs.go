@@ -111,8 +111,8 @@ func (t *table) listIndexed(opts ListOptions) (List, error) {
 
 // Count is how many objects of a kind there are.
 func (s *Store) Count(kind string) int {
-	t := s.tables[kind]
-	if t == nil {
+	t, err := s.table(kind)
+	if err != nil {
 		return 0
 	}
 	t.mu.RLock()

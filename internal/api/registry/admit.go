@@ -72,11 +72,14 @@ func (r *Resource) validateUpdate(ctx context.Context, u updating, internal, old
 
 // mappedInternal is the subresource of another type that belongs to an object that strategies work on.
 func (r *Resource) mappedInternal(s *subresource, internal runtime.Object) (runtime.Object, error) {
-	parent, err := r.def.versions.toStored(internal.DeepCopyObject())
-	if err != nil {
-		return nil, err
+	parent, custom := internal.(store.Object) // a custom resource as it is served
+	if !custom || r.def.custom == nil {
+		var err error
+		if parent, err = r.def.versions.ToStored(internal.DeepCopyObject()); err != nil {
+			return nil, err
+		}
 	}
-	sub, err := s.fromParent(parent)
+	sub, err := s.toChange(parent)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +92,7 @@ func (r *Resource) admitMapped(ctx context.Context, s *subresource, parent, afte
 	if adm == nil {
 		return after, nil
 	}
-	before, err := s.fromParent(parent)
+	before, err := s.toChange(parent)
 	if err != nil {
 		return nil, err
 	}

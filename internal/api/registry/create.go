@@ -35,7 +35,7 @@ func (r *Resource) Create(ctx context.Context, namespace string, in runtime.Obje
 	if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(rest.ExpectedNamespaceForScope(namespace, r.Namespaced), obj); err != nil {
 		return nil, err
 	}
-	legacyscheme.Scheme.Default(obj)
+	r.setDefaults(obj)
 	if obj, err = r.managers[""].update(r.def.newObj(), obj, manager); err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (r *Resource) Create(ctx context.Context, namespace string, in runtime.Obje
 
 // createPrepared stores obj, of the served version, which has its defaults and managed fields.
 func (r *Resource) createPrepared(ctx context.Context, namespace string, obj store.Object, opts *metav1.CreateOptions) (*store.Entry, error) {
-	internal, err := r.def.versions.toInternal(obj)
+	internal, err := r.def.versions.ToInternal(obj)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (r *Resource) createOnce(ctx context.Context, internal runtime.Object, attr
 			return nil, err
 		}
 	}
-	obj, err := r.def.versions.toStored(internal)
+	obj, err := r.def.versions.ToStored(internal)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,21 @@ func (r *Resource) own(in runtime.Object) (store.Object, error) {
 		}
 		obj.GetObjectKind().SetGroupVersionKind(r.Kind)
 	}
+	if r.def.custom != nil {
+		if _, err := r.def.custom.Coerce(obj, false); err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+	}
 	return obj, nil
+}
+
+// setDefaults fills what the client left out.
+func (r *Resource) setDefaults(obj store.Object) {
+	if r.def.custom != nil {
+		r.def.custom.SetDefaults(obj)
+		return
+	}
+	legacyscheme.Scheme.Default(obj)
 }
 
 // requestContext carries what upstream's strategies look for in a request.
@@ -176,11 +190,13 @@ func (r *Resource) requestContext(ctx context.Context, namespace, verb, name, su
 }
 
 func metaOf(obj runtime.Object) (metav1.Object, error) {
-	accessor, ok := obj.(metav1.ObjectMetaAccessor)
-	if !ok {
-		return nil, fmt.Errorf("%T has no metadata", obj)
+	switch o := obj.(type) {
+	case metav1.ObjectMetaAccessor:
+		return o.GetObjectMeta(), nil
+	case metav1.Object:
+		return o, nil
 	}
-	return accessor.GetObjectMeta(), nil
+	return nil, fmt.Errorf("%T has no metadata", obj)
 }
 
 func isDryRun(flags []string) bool { return len(flags) > 0 }

@@ -48,12 +48,15 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 	if err := r.checkPreconditions(current, opts); err != nil {
 		return DeleteResult{}, false, err
 	}
-	obj := current.Object.DeepCopyObject().(store.Object)
-	internal, err := r.def.versions.fromStored(obj)
+	served, err := r.view(current)
 	if err != nil {
 		return DeleteResult{}, false, err
 	}
-	if adm := r.registry.admission; adm != nil {
+	internal, err := r.def.versions.Old(current.Object, served.Object)
+	if err != nil {
+		return DeleteResult{}, false, err
+	}
+	if adm := r.registry.admission; adm != nil && !r.quiet {
 		attributes := r.attributes(ctx, nil, internal, namespace, current.Object.GetName(), "", admission.Delete, opts, isDryRun(opts.DryRun))
 		if err := adm.Admit(ctx, attributes); err != nil {
 			return DeleteResult{}, false, err
@@ -70,7 +73,8 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 		return DeleteResult{Entry: current}, false, nil
 	}
 	if mark {
-		if obj, err = r.def.versions.toStored(internal); err != nil {
+		obj, err := r.def.versions.ToStored(internal)
+		if err != nil {
 			return DeleteResult{}, false, err
 		}
 		if current, again, err = r.mark(ctx, key, current, obj, opts); err != nil || again || !gone {
@@ -83,6 +87,10 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 // planDelete marks internal as upstream's strategies would. mark says that the marked object
 // must be stored, gone that the object then goes.
 func (r *Resource) planDelete(ctx context.Context, internal runtime.Object, current *store.Entry, opts *metav1.DeleteOptions) (mark, gone bool, err error) {
+	if mark := r.def.hooks.markDeleted; mark != nil && current.Object.GetDeletionTimestamp() == nil {
+		mark(internal)
+		return true, false, nil
+	}
 	if ns, ok := internal.(*api.Namespace); ok && (ns.DeletionTimestamp.IsZero() || len(ns.Spec.Finalizers) > 0) {
 		return markNamespace(ns, opts), false, nil
 	}

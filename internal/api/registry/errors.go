@@ -21,7 +21,7 @@ func statusError(err error, resource schema.GroupResource, name string) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoKind):
 		return apierrors.NewNotFound(resource, name)
 	case errors.Is(err, store.ErrExists):
 		return apierrors.NewAlreadyExists(resource, name)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	apiextensionsinstall "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/install"
 	apiregistrationinstall "k8s.io/kube-aggregator/pkg/apis/apiregistration/install"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	// Each registers the types, defaults and conversions of its group with the scheme.
@@ -29,9 +30,10 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/storagemigration/install"
 )
 
-// The packages above register at their initialisation; so does this group, whose package leaves it to
-// its user. A scheme must not change once it is in use.
+// The packages above register at their initialisation; so do these groups, whose packages leave it to
+// their user. A scheme must not change once it is in use.
 var _ = func() (done struct{}) {
 	apiregistrationinstall.Install(legacyscheme.Scheme)
+	apiextensionsinstall.Install(legacyscheme.Scheme)
 	return done
 }()

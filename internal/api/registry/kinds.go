@@ -19,5 +19,6 @@ func (r *Registry) builtins() []*definition {
 		r.admissionKinds(),
 		r.storageKinds(),
 		systemKinds(),
+		extensionKinds(),
 	)
 }

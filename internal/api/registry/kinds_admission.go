@@ -91,5 +91,5 @@ func (p policySource) get(ctx context.Context, resource, name string) (runtime.O
 	if err != nil {
 		return nil, err
 	}
-	return res.def.versions.toInternal(entry.Object)
+	return res.def.versions.ToInternal(entry.Object)
 }

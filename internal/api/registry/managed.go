@@ -24,7 +24,7 @@ import (
 // one of its subresources. Plain updates take the quick way of view; what that refuses, and
 // every server-side apply, is for upstream's manager.
 type fieldManager struct {
-	view     func() (*managedfields.View, error)
+	view     func() (*managedfields.View, error) // nil for custom resources
 	upstream func() (*upstream.FieldManager, error)
 }
 
@@ -107,12 +107,14 @@ func resetFields(strategy any) map[fieldpath.APIVersion]fieldpath.Filter {
 
 // update records that manager made live into obj, and returns obj.
 func (m *fieldManager) update(live, obj store.Object, manager string) (store.Object, error) {
-	view, err := m.view()
-	if err != nil {
-		return nil, err
-	}
-	if view.Update(live, obj, manager) {
-		return obj, nil
+	if m.view != nil {
+		view, err := m.view()
+		if err != nil {
+			return nil, err
+		}
+		if view.Update(live, obj, manager) {
+			return obj, nil
+		}
 	}
 	up, err := m.upstream()
 	if err != nil {

@@ -80,19 +80,47 @@ func (p *patcher) apply(current store.Object) (store.Object, error) {
 	var err error
 	switch p.req.Type {
 	case types.StrategicMergePatchType:
+		if p.isCustom() {
+			return nil, unknownPatch(p.resource, p.req.Type)
+		}
 		next, err = p.strategic(current)
 	case types.JSONPatchType, types.MergePatchType:
 		next, err = p.document(current)
 	default:
-		err = apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", p.resource.Resource.GroupResource(), "",
-			fmt.Sprintf("patch type %s is not known", p.req.Type), 0, true)
+		err = unknownPatch(p.resource, p.req.Type)
 	}
 	if err != nil {
 		return nil, err
 	}
 	next.GetObjectKind().SetGroupVersionKind(p.kind)
-	legacyscheme.Scheme.Default(next)
+	p.setDefaults(next)
 	return p.manager.update(current, next, p.req.Manager)
+}
+
+func unknownPatch(r *Resource, kind types.PatchType) error {
+	return apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", r.Resource.GroupResource(), "",
+		fmt.Sprintf("patch type %s is not known", kind), 0, true)
+}
+
+// isCustom reports whether a custom resource itself is patched, not a Scale of it.
+func (p *patcher) isCustom() bool { return p.resource.def.custom != nil && p.kind == p.resource.Kind }
+
+func (p *patcher) setDefaults(obj store.Object) {
+	if p.isCustom() {
+		p.resource.setDefaults(obj)
+		return
+	}
+	legacyscheme.Scheme.Default(obj)
+}
+
+// decode reads the patched document; strictErrs are its unknown and duplicate fields.
+func (p *patcher) decode(patched []byte) (next store.Object, strictErrs []error, err error) {
+	if p.isCustom() {
+		return p.resource.def.custom.Decode(patched, false, p.strict())
+	}
+	next = p.empty()
+	strictErrs, err = kjson.UnmarshalStrict(patched, next)
+	return next, strictErrs, err
 }
 
 // strict reports whether unknown and duplicate fields matter.
@@ -136,8 +164,7 @@ func (p *patcher) document(current store.Object) (store.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := p.empty()
-	decodeErrs, err := kjson.UnmarshalStrict(patched, next)
+	next, decodeErrs, err := p.decode(patched)
 	if err != nil {
 		return nil, invalidPatch(patched)(err)
 	}
@@ -282,6 +309,6 @@ func (p *patcher) serverSideApply(current store.Object) (store.Object, error) {
 		}
 	}
 	next.GetObjectKind().SetGroupVersionKind(p.kind)
-	legacyscheme.Scheme.Default(next)
+	p.setDefaults(next)
 	return next, nil
 }

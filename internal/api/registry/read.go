@@ -106,6 +106,7 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 	if r.def.computed != nil {
 		return r.listComputed(ctx, sel), nil
 	}
+	sel.filter = r.withLate(sel)
 	want := store.ListOptions{Namespace: namespace, Filter: sel.filter, Limit: int(opts.Limit), Index: sel.index, Value: sel.value}
 	switch {
 	case opts.Continue != "":
@@ -219,7 +220,7 @@ func (r *Resource) Watch(ctx context.Context, namespace string, opts ListOptions
 	}
 	want := store.WatchOptions{Namespace: namespace, Filter: sel.filter}
 	if !r.isStored() {
-		want.Map = r.viewEvents
+		want.Map = func(events []store.Event) error { return r.viewEvents(events, sel.late) }
 	}
 	rev, err := r.watchRevision(opts.Revision)
 	if err != nil {

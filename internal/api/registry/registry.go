@@ -5,12 +5,15 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	upstream "k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
@@ -59,9 +62,9 @@ type Registry struct {
 	admission  Admission
 	issueToken IssueToken
 	defs       []*definition
-	resources  []*Resource
-	byName     map[schema.GroupVersionResource]*Resource
-	byKind     map[schema.GroupVersionKind]*Resource
+	index      atomic.Pointer[index]
+	customMu   sync.Mutex             // held while custom kinds change
+	custom     map[string]*CustomKind // by name
 	schemas    typeSchemas
 	serving    *serving
 	alloc      *serviceAllocator
@@ -85,8 +88,7 @@ func New(opts Options) (*Registry, error) {
 	capabilities.Setup(true, 0) // privileged pods are a matter of pod security levels, as with kubeadm's --allow-privileged
 	r := &Registry{
 		opts:   opts,
-		byName: make(map[schema.GroupVersionResource]*Resource),
-		byKind: make(map[schema.GroupVersionKind]*Resource),
+		custom: make(map[string]*CustomKind),
 	}
 	r.alloc = newServiceAllocator(r)
 	var err error
@@ -95,23 +97,54 @@ func New(opts Options) (*Registry, error) {
 	}
 	r.defs = r.enabled()
 	r.seal(r.defs...)
+	resources := make([]*Resource, 0, len(r.defs))
 	for _, d := range r.defs {
-		res := &Resource{Info: d.info, registry: r, def: d, subs: make(map[string]*subresource), managers: make(map[string]*fieldManager)}
-		res.managers[""] = r.newFieldManager(d.info.Kind, "", d.strategy)
-		for _, sub := range d.subs {
-			res.subs[sub.info.Name] = sub
-			switch {
-			case sub.strategy != nil:
-				res.managers[sub.info.Name] = r.newFieldManager(d.info.Kind, sub.info.Name, sub.strategy)
-			case sub.fromParent != nil:
-				res.managers[sub.info.Name] = r.newFieldManager(sub.info.Kind, "", nil)
-			}
-		}
-		r.resources = append(r.resources, res)
-		r.byName[d.info.Resource] = res
-		r.byKind[d.info.Kind] = res
+		resources = append(resources, r.newResource(d))
 	}
+	r.index.Store(newIndex(resources))
 	return r, nil
+}
+
+// newResource makes what serves d.
+func (r *Registry) newResource(d *definition) *Resource {
+	res := &Resource{Info: d.info, registry: r, def: d, store: r.store, subs: make(map[string]*subresource), managers: make(map[string]*fieldManager)}
+	manager := func(sub string, strategy any) *fieldManager {
+		if d.custom != nil {
+			return &fieldManager{upstream: sync.OnceValues(func() (*upstream.FieldManager, error) { return d.custom.FieldManager(sub) })}
+		}
+		return r.newFieldManager(d.info.Kind, sub, strategy)
+	}
+	res.managers[""] = manager("", d.strategy)
+	for _, sub := range d.subs {
+		res.subs[sub.info.Name] = sub
+		switch {
+		case sub.strategy != nil:
+			res.managers[sub.info.Name] = manager(sub.info.Name, sub.strategy)
+		case sub.fromParent != nil:
+			res.managers[sub.info.Name] = r.newFieldManager(sub.info.Kind, "", nil)
+		}
+	}
+	return res
+}
+
+// index is everything that is served at one time. It does not change.
+type index struct {
+	resources []*Resource
+	byName    map[schema.GroupVersionResource]*Resource
+	byKind    map[schema.GroupVersionKind]*Resource
+	changed   chan struct{} // closed when there is another index
+}
+
+func newIndex(resources []*Resource) *index {
+	i := &index{
+		resources: resources, changed: make(chan struct{}),
+		byName: make(map[schema.GroupVersionResource]*Resource, len(resources)),
+		byKind: make(map[schema.GroupVersionKind]*Resource, len(resources)),
+	}
+	for _, res := range resources {
+		i.byName[res.Resource], i.byKind[res.Kind] = res, res
+	}
+	return i
 }
 
 // Kinds are the tables that the store must have.
@@ -135,19 +168,27 @@ type Wiring struct {
 // Use completes the registry. It is called once, before any verb.
 func (r *Registry) Use(w Wiring) {
 	r.store, r.admission, r.issueToken = w.Store, w.Admission, w.IssueToken
-	for _, res := range r.resources {
+	for _, res := range r.Resources() {
 		res.store = w.Store
 	}
 }
 
 // Resources lists everything that is served, in the order of discovery.
-func (r *Registry) Resources() []*Resource { return r.resources }
+func (r *Registry) Resources() []*Resource { return r.index.Load().resources }
+
+// Changed is closed when something else is served than when it was called. Each change has a
+// channel of its own.
+func (r *Registry) Changed() <-chan struct{} { return r.index.Load().changed }
 
 // Resource finds a resource by its name, nil if it is not served.
-func (r *Registry) Resource(name schema.GroupVersionResource) *Resource { return r.byName[name] }
+func (r *Registry) Resource(name schema.GroupVersionResource) *Resource {
+	return r.index.Load().byName[name]
+}
 
 // ResourceOf finds the resource of a kind, nil if it is not served.
-func (r *Registry) ResourceOf(kind schema.GroupVersionKind) *Resource { return r.byKind[kind] }
+func (r *Registry) ResourceOf(kind schema.GroupVersionKind) *Resource {
+	return r.index.Load().byKind[kind]
+}
 
 // Scheme knows the types, defaults and conversions of everything served.
 func (r *Registry) Scheme() *runtime.Scheme { return legacyscheme.Scheme }
@@ -161,7 +202,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			for _, res := range r.resources {
+			for _, res := range r.Resources() {
 				if res.def.expires != nil {
 					res.removeExpired(ctx, time.Now())
 				}

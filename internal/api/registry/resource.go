@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/registry/rest"
 
 	"gantry.dev/gantry/internal/store"
@@ -36,6 +37,8 @@ type Info struct {
 	Categories   []string
 	Verbs        []string // as discovery lists them
 	Subresources []SubresourceInfo
+	Revision     string // of a custom resource: of its definition, for what is made of that
+	Warning      string // that every request to the version is answered with, "" for none
 }
 
 // SubresourceInfo describes one subresource. Name has no slash: "status". Kind is what it
@@ -55,7 +58,12 @@ type Resource struct {
 	store    *store.Store
 	subs     map[string]*subresource
 	managers map[string]*fieldManager // by subresource, "" the object itself
+	quiet    bool                     // deletes without asking admission
 }
+
+// Custom is what the definition of a custom resource says about the served version; nil for a
+// built-in kind.
+func (r *Resource) Custom() Custom { return r.def.custom }
 
 // definition is one entry of the table in kinds.go.
 type definition struct {
@@ -64,9 +72,10 @@ type definition struct {
 	subs     []*subresource
 	newObj   func() store.Object
 	stored   *store.Kind
-	versions versions
+	versions Versions
 	served   store.Codec   // of the served version
 	also     []*definition // other versions of the same table
+	custom   Custom        // of a kind that is made at run time, else nil
 	// selectable adds to metadata.name and metadata.namespace what field selectors know; it is given stored objects.
 	selectable func(obj store.Object) fields.Set
 	// indexedFields are field selectors answered by the store's index of that name.
@@ -85,6 +94,9 @@ type hooks struct {
 	// begin sees the new object (internal type) before its strategy does; old is nil on
 	// create. finish is called with whether the object was stored; it may be nil.
 	begin func(ctx context.Context, obj, old runtime.Object, dryRun bool) (finish func(stored bool), err error)
+	// markDeleted marks an object (internal type) when its deletion is first asked for, in place of
+	// the rules that hold for other kinds.
+	markDeleted func(obj runtime.Object)
 	// afterDelete sees the last content, as it was stored, of an object that is gone.
 	afterDelete func(ctx context.Context, obj store.Object)
 }
@@ -101,6 +113,11 @@ type subresource struct {
 	// back into a copy of it.
 	fromParent func(parent store.Object) (store.Object, error)
 	toParent   func(parent, sub store.Object) error
+	// before is fromParent for a change; nil where it is the same.
+	before func(parent store.Object) (store.Object, error)
+	// replicas are the paths of the replicas in all versions of the parent; nil where they are at
+	// spec.replicas.
+	replicas managedfields.ResourcePathMappings
 }
 
 // ListOptions selects objects for List, Watch and DeleteCollection.

@@ -108,6 +108,14 @@ func (m scaleMapping) fromScale(parent, sub store.Object) error {
 	return nil
 }
 
+// toChange is what is shown of a parent to whoever changes it.
+func (s *subresource) toChange(parent store.Object) (store.Object, error) {
+	if s.before != nil {
+		return s.before(parent)
+	}
+	return s.fromParent(parent)
+}
+
 // changeMapped makes the change of a parent from a change of its mapped subresource.
 func (r *Resource) changeMapped(ctx context.Context, s *subresource, opts *metav1.UpdateOptions, apply change) change {
 	return func(current store.Object) (store.Object, error) {
@@ -115,8 +123,12 @@ func (r *Resource) changeMapped(ctx context.Context, s *subresource, opts *metav
 			return nil, apierrors.NewNotFound(r.Resource.GroupResource(), "")
 		}
 		parent := current.DeepCopyObject().(store.Object)
-		fields := managedfields.NewScaleHandler(parent.GetManagedFields(), r.Kind.GroupVersion(), replicasPath(parent))
-		before, err := s.fromParent(parent)
+		paths := s.replicas
+		if paths == nil {
+			paths = replicasPath(parent)
+		}
+		fields := managedfields.NewScaleHandler(parent.GetManagedFields(), r.Kind.GroupVersion(), paths)
+		before, err := s.toChange(parent)
 		if err != nil {
 			return nil, err
 		}

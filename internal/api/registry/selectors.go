@@ -125,8 +125,9 @@ func lastSeen(obj store.Object) time.Time {
 // selection is a compiled ListOptions: which entries match, and where to look for them.
 type selected struct {
 	namespace string
-	name      string // only this object, "" is all
-	index     string // only what the store's index gives for value
+	name      string                  // only this object, "" is all
+	late      func(store.Object) bool // of a watch: matched against what is served, not what is stored; nil is everything
+	index     string                  // only what the store's index gives for value
 	value     string
 	filter    func(*store.Entry) bool // nil is everything
 }
@@ -139,6 +140,9 @@ func (r *Resource) compile(namespace string, opts ListOptions) (selected, error)
 		converted, err := opts.Fields.Transform(func(label, value string) (string, string, error) {
 			if label == OwnerIndex && opts.Internal {
 				return label, value, nil
+			}
+			if r.def.custom != nil {
+				return r.def.custom.FieldLabel(label, value)
 			}
 			return legacyscheme.Scheme.ConvertFieldLabel(r.Kind, label, value)
 		})
@@ -160,6 +164,13 @@ func (r *Resource) compile(namespace string, opts ListOptions) (selected, error)
 		}
 		return byField == nil || byField.Matches(r.fieldSet(e.Object))
 	}
+	if r.def.custom == nil || byField == nil || r.def.selectable == nil {
+		return s, nil
+	}
+	// Fields are those of the served version: to find them may take a webhook, which the store's
+	// own goroutine must not wait for.
+	s.late = func(obj store.Object) bool { return byField.Matches(r.fieldSet(obj)) }
+	s.filter = func(e *store.Entry) bool { return byLabel == nil || byLabel.Matches(labels.Set(e.Object.GetLabels())) }
 	return s, nil
 }
 

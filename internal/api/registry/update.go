@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
 	"k8s.io/apiserver/pkg/registry/rest"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"gantry.dev/gantry/internal/store"
 )
@@ -57,7 +56,7 @@ func (r *Resource) Update(ctx context.Context, namespace, name, sub string, in r
 	if err := checkName(obj, namespace, name); err != nil {
 		return nil, false, err
 	}
-	legacyscheme.Scheme.Default(obj)
+	r.setDefaults(obj)
 	u := updating{namespace: namespace, name: name, sub: sub, strategy: r.updateStrategy(sub), opts: opts, uid: obj.GetUID()}
 	u.apply = func(current store.Object) (store.Object, error) {
 		next := obj.DeepCopyObject().(store.Object) // a lost race starts again from what the client sent
@@ -174,12 +173,12 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 	if err := r.checkRevision(u, obj, current); err != nil {
 		return nil, false, err
 	}
-	old := current.Object.DeepCopyObject().(store.Object) // strategies share the old object's insides with the new
-	internal, err := r.def.versions.toInternal(obj)
+	internal, err := r.def.versions.ToInternal(obj)
 	if err != nil {
 		return nil, false, err
 	}
-	oldInternal, err := r.def.versions.fromStored(old)
+	// A copy: strategies share the old object's insides with the new.
+	oldInternal, err := r.def.versions.Old(current.Object, live.Object)
 	if err != nil {
 		return nil, false, err
 	}
@@ -200,7 +199,7 @@ func (r *Resource) updateOnce(ctx context.Context, u updating, key string, curre
 	if err != nil {
 		return nil, false, err
 	}
-	if obj, err = r.def.versions.toStored(internal); err != nil {
+	if obj, err = r.def.versions.ToStored(internal); err != nil {
 		return nil, false, err
 	}
 	if remove {

@@ -10,35 +10,36 @@ import (
 	"gantry.dev/gantry/internal/store"
 )
 
-// versions moves objects between the version that a resource serves, the form that its strategy
+// Versions moves objects between the version that a resource serves, the form that its strategy
 // works on, and the version that is stored. Strategies of built-in kinds work on internal types,
 // those of custom resources on the served version.
-type versions interface {
-	// toInternal gives an object of the served version to strategies. The two may share memory.
-	toInternal(obj store.Object) (runtime.Object, error)
-	// toStored is what is stored of an object that strategies are done with. The two may share memory.
-	toStored(internal runtime.Object) (store.Object, error)
-	// fromStored gives an object of the stored version to strategies. The two may share memory.
-	fromStored(obj store.Object) (runtime.Object, error)
-	// toServed gives objects of the stored version in the served one, which is another; the results
-	// are new, in order.
-	toServed(objs []store.Object) ([]store.Object, error)
+type Versions interface {
+	// ToInternal gives an object of the served version to strategies. The two may share memory.
+	ToInternal(obj store.Object) (runtime.Object, error)
+	// ToStored is what is stored of an object that strategies are done with. The two may share memory.
+	ToStored(internal runtime.Object) (store.Object, error)
+	// Old is a copy, for strategies, of an object that is given as it is stored and as it is served.
+	Old(stored, served store.Object) (runtime.Object, error)
+	// ToServed gives stored objects as they are served, in order: new ones, or those that are the same.
+	ToServed(objs []store.Object) ([]store.Object, error)
 }
 
 // typedVersions are the versions of a built-in kind: the scheme converts them.
 type typedVersions struct{ served, stored schema.GroupVersionKind }
 
-func (v typedVersions) toInternal(obj store.Object) (runtime.Object, error) {
+// ToInternal implements Versions.
+func (v typedVersions) ToInternal(obj store.Object) (runtime.Object, error) {
 	return unsafeConvert(obj, internalVersion(v.served))
 }
 
-func (v typedVersions) fromStored(obj store.Object) (runtime.Object, error) {
-	return unsafeConvert(obj, internalVersion(v.stored))
+// Old implements Versions.
+func (v typedVersions) Old(stored, _ store.Object) (runtime.Object, error) {
+	return unsafeConvert(stored.DeepCopyObject(), internalVersion(v.stored))
 }
 
-// toStored sets defaults once more, since strategies clear fields that have some, like the phase of
-// a claim; upstream does it whenever it reads what is stored.
-func (v typedVersions) toStored(internal runtime.Object) (store.Object, error) {
+// ToStored implements Versions. It sets defaults once more, since strategies clear fields that have
+// some, like the phase of a claim; upstream does it whenever it reads what is stored.
+func (v typedVersions) ToStored(internal runtime.Object) (store.Object, error) {
 	obj, err := versioned(internal, v.stored)
 	if err == nil {
 		legacyscheme.Scheme.Default(obj)
@@ -47,7 +48,8 @@ func (v typedVersions) toStored(internal runtime.Object) (store.Object, error) {
 	return obj, err
 }
 
-func (v typedVersions) toServed(objs []store.Object) ([]store.Object, error) {
+// ToServed implements Versions.
+func (v typedVersions) ToServed(objs []store.Object) ([]store.Object, error) {
 	out := make([]store.Object, len(objs))
 	for i, obj := range objs {
 		internal, err := unsafeConvert(obj.DeepCopyObject(), internalVersion(v.stored))
@@ -100,9 +102,12 @@ func (b betweenVersions) ConvertToVersion(in runtime.Object, target runtime.Grou
 	return b.ObjectConvertor.ConvertToVersion(internal, target)
 }
 
-// isStored reports whether the served version is the stored one, so that entries are served as
-// they are.
-func (r *Resource) isStored() bool { return r.Kind == r.Stored }
+// isStored reports whether entries are served as they are: those of a built-in kind in its stored
+// version. A custom resource may have been stored under another schema.
+func (r *Resource) isStored() bool {
+	v, builtin := r.def.versions.(typedVersions)
+	return builtin && v.served == v.stored
+}
 
 // view is a stored entry in the served version. The entry of another version is made once and kept
 // with the stored one.
@@ -113,7 +118,7 @@ func (r *Resource) view(e *store.Entry) (*store.Entry, error) {
 	if v := e.View(r); v != nil {
 		return v, nil
 	}
-	objs, err := r.def.versions.toServed([]store.Object{e.Object})
+	objs, err := r.def.versions.ToServed([]store.Object{e.Object})
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +141,7 @@ func (r *Resource) viewAll(entries []*store.Entry) ([]*store.Entry, error) {
 	if len(missing) == 0 {
 		return out, nil
 	}
-	objs, err := r.def.versions.toServed(missing)
+	objs, err := r.def.versions.ToServed(missing)
 	if err != nil {
 		return nil, err
 	}
@@ -146,18 +151,63 @@ func (r *Resource) viewAll(entries []*store.Entry) ([]*store.Entry, error) {
 	return out, nil
 }
 
-// viewEvents turns events into the served version in place.
-func (r *Resource) viewEvents(events []store.Event) error {
-	entries := make([]*store.Entry, len(events))
+// viewEvents turns events into what this resource serves, in place. Where late is set, objects that
+// it does not match are as if they were not there.
+func (r *Resource) viewEvents(events []store.Event, late func(store.Object) bool) error {
+	entries := make([]*store.Entry, len(events), 2*len(events))
 	for i := range events {
 		entries[i] = events[i].Entry
+	}
+	if late != nil {
+		for i := range events {
+			if events[i].Prev != nil {
+				entries = append(entries, events[i].Prev)
+			}
+		}
 	}
 	views, err := r.viewAll(entries)
 	if err != nil {
 		return err
 	}
+	prev := views[len(events):]
 	for i := range events {
-		events[i].Entry = views[i]
+		e := &events[i]
+		e.Entry = views[i]
+		if late == nil {
+			continue
+		}
+		if e.Prev != nil {
+			e.Prev, prev = prev[0], prev[1:]
+		}
+		narrow(e, late)
 	}
 	return nil
+}
+
+// narrow makes an event what a watch sees that knows only matching objects.
+func narrow(e *store.Event, matches func(store.Object) bool) {
+	was := e.Prev != nil && matches(e.Prev.Object)
+	is := e.Type != store.Deleted && matches(e.Entry.Object)
+	switch {
+	case !was && !is:
+		e.Type = store.Skipped
+	case was && !is && e.Type != store.Deleted:
+		e.Type, e.Entry = store.Deleted, e.Prev.At(e.Rev)
+	case !was && is:
+		e.Type = store.Added
+	}
+}
+
+// withLate is the filter of a list: all that the selection asks for.
+func (r *Resource) withLate(s selected) func(*store.Entry) bool {
+	if s.late == nil {
+		return s.filter
+	}
+	return func(e *store.Entry) bool {
+		if !s.filter(e) {
+			return false
+		}
+		v, err := r.view(e)
+		return err != nil || s.late(v.Object) // what cannot be converted fails the list when it is shown
+	}
 }
