@@ -196,7 +196,7 @@ func (c *cluster) do(t testing.TB, as, method, target string, body io.Reader, he
 	t.Helper()
 	req := httptest.NewRequestWithContext(t.Context(), method, target, body)
 	if as != "" {
-		groups := map[string][]string{"root": {"system:masters"}}[as]
+		groups := map[string][]string{"root": {"system:masters"}, "kubernetes-admin": {"system:masters"}}[as]
 		cert, ok := c.certs.Load(as)
 		if !ok {
 			certPEM, _ := c.pki.leaf(t, as, groups...)

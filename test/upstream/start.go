@@ -28,6 +28,7 @@ type Options struct {
 type Cluster struct {
 	Kubeconfig string    // of an administrator
 	PKI        string    // folder with ca.crt and ca.key
+	Etcd       string    // URL of etcd
 	Started    time.Time // when the first program was started
 
 	commands []*exec.Cmd
@@ -51,7 +52,7 @@ func Start(opts Options) (*Cluster, error) {
 	if err := writeFiles(pki, "https://127.0.0.1:"+ports[2]); err != nil {
 		return nil, err
 	}
-	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Started: time.Now()}
+	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Etcd: "http://127.0.0.1:" + ports[0], Started: time.Now()}
 	programs := arguments(opts.Dir, ports)
 	programs[1] = append(programs[1], opts.APIFlags...)
 	if opts.APIOnly {

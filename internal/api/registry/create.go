@@ -36,6 +36,9 @@ func (r *Resource) Create(ctx context.Context, namespace string, in runtime.Obje
 		return nil, err
 	}
 	r.setDefaults(obj)
+	if obj, err = r.normalize(obj); err != nil {
+		return nil, err
+	}
 	if obj, err = r.managers[""].update(r.def.newObj(), obj, manager); err != nil {
 		return nil, err
 	}

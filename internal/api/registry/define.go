@@ -117,6 +117,19 @@ func (d *definition) prints(table rest.TableConvertor) *definition {
 	return d
 }
 
+// normalized has the scheme rewrite what a client sends before anything looks at it: conversions of
+// the kind move fields, and managed fields are of what upstream sees then.
+func (d *definition) normalized() *definition {
+	d.normalizes = true
+	return d
+}
+
+// warnsOfDelete adds warnings to the answer of a delete.
+func (d *definition) warnsOfDelete(warn func(ctx context.Context, opts *metav1.DeleteOptions)) *definition {
+	d.hooks.beforeDelete = warn
+	return d
+}
+
 // storedAsJSON keeps the objects in etcd as JSON, not protobuf.
 func (d *definition) storedAsJSON() *definition {
 	d.stored.Codec = jsonStored{d.stored.Codec}

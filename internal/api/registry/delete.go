@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/registry/rest"
 	api "k8s.io/kubernetes/pkg/apis/core"
@@ -25,6 +27,9 @@ const deleteWorkers = 16
 // hold it. opts may be changed.
 func (r *Resource) Delete(ctx context.Context, namespace, name string, opts *metav1.DeleteOptions) (DeleteResult, error) {
 	ctx = r.requestContext(ctx, namespace, "delete", name, "")
+	if warn := r.def.hooks.beforeDelete; warn != nil {
+		warn(ctx, opts)
+	}
 	key := r.def.stored.Key(namespace, name)
 	for ctx.Err() == nil {
 		current, err := r.store.Get(r.def.stored.Name, key)
@@ -209,18 +214,27 @@ func markDeleting(meta metav1.Object, now time.Time) {
 	meta.SetDeletionGracePeriodSeconds(&zero)
 }
 
+// checkPreconditions compares what the client says of the object with what it is; the texts are
+// upstream's (apiserver, rest.BeforeDelete; a namespace has its own).
 func (r *Resource) checkPreconditions(current *store.Entry, opts *metav1.DeleteOptions) error {
-	want := opts.Preconditions
+	want, name := opts.Preconditions, current.Object.GetName()
 	if want == nil {
 		return nil
 	}
-	if want.UID != nil && *want.UID != current.Object.GetUID() {
-		return apierrors.NewConflict(r.Resource.GroupResource(), current.Object.GetName(),
-			preconditionError("UID", *want.UID, current.Object.GetUID()))
+	kind := schema.GroupResource{Group: r.Stored.Group, Resource: r.Kind.Kind}
+	if uid := current.Object.GetUID(); want.UID != nil && *want.UID != uid {
+		if r.Kind.Kind == "Namespace" {
+			return apierrors.NewConflict(r.Resource.GroupResource(), name, preconditionError("UID", *want.UID, uid))
+		}
+		return apierrors.NewConflict(kind, name, fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s). "+
+			"The object might have been deleted and then recreated", *want.UID, uid))
 	}
 	if want.ResourceVersion != nil && *want.ResourceVersion != strconv.FormatInt(current.Rev, 10) {
-		return apierrors.NewConflict(r.Resource.GroupResource(), current.Object.GetName(),
-			preconditionError("ResourceVersion", *want.ResourceVersion, current.Rev))
+		if r.Kind.Kind == "Namespace" {
+			return apierrors.NewConflict(r.Resource.GroupResource(), name, preconditionError("ResourceVersion", *want.ResourceVersion, current.Rev))
+		}
+		return apierrors.NewConflict(kind, name, fmt.Errorf("the ResourceVersion in the precondition (%s) does not match the ResourceVersion in record (%d). "+
+			"The object might have been modified", *want.ResourceVersion, current.Rev))
 	}
 	return nil
 }

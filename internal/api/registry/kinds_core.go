@@ -38,7 +38,7 @@ func (r *Registry) coreKinds() []*definition {
 		define[corev1.Namespace](v1, "namespaces", namespace.Strategy).short("ns").verbs(withoutDeleteCollection()).
 			withStatus(namespace.StatusStrategy).selects(namespaceFields).returnsDeleted().
 			view("finalize", namespace.FinalizeStrategy, "update"),
-		define[corev1.Node](v1, "nodes", node.Strategy).short("no").at("/registry/minions/").
+		define[corev1.Node](v1, "nodes", node.Strategy).normalized().short("no").at("/registry/minions/").
 			withStatus(node.StatusStrategy).selects(nodeFields).connects("proxy"),
 		define[corev1.PersistentVolume](v1, "persistentvolumes", persistentvolume.Strategy).short("pv").
 			withStatus(persistentvolume.StatusStrategy).selects(nameField).returnsDeleted(),
@@ -56,7 +56,7 @@ func (r *Registry) coreKinds() []*definition {
 			withStatus(replicationcontroller.StatusStrategy).selects(replicationControllerFields).scaled(replicationControllerScale()),
 		define[corev1.ResourceQuota](v1, "resourcequotas", resourcequota.Strategy).short("quota").
 			withStatus(resourcequota.StatusStrategy).returnsDeleted(),
-		define[corev1.Secret](v1, "secrets", secret.Strategy).selects(secretFields),
+		define[corev1.Secret](v1, "secrets", secret.Strategy).normalized().selects(secretFields),
 		define[corev1.Service](v1, "services", service.Strategy).short("svc").category("all").returnsDeleted().
 			at("/registry/services/specs/").withStatus(service.StatusStrategy).selects(serviceFields).
 			connects("proxy").hooked(r.serviceHooks()),

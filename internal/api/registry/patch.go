@@ -94,6 +94,11 @@ func (p *patcher) apply(current store.Object) (store.Object, error) {
 	}
 	next.GetObjectKind().SetGroupVersionKind(p.kind)
 	p.setDefaults(next)
+	if p.kind == p.resource.Kind {
+		if next, err = p.resource.normalize(next); err != nil {
+			return nil, err
+		}
+	}
 	return p.manager.update(current, next, p.req.Manager)
 }
 

@@ -81,6 +81,7 @@ type definition struct {
 	// indexedFields are field selectors answered by the store's index of that name.
 	indexedFields []string
 	returnDeleted bool
+	normalizes    bool // see definition.normalized
 	// computed makes the objects of a kind that is not stored; nil for all others.
 	computed func(ctx context.Context) []store.Object
 	// table makes the columns of a kind that upstream's printers do not know; nil for all others.
@@ -97,6 +98,8 @@ type hooks struct {
 	// markDeleted marks an object (internal type) when its deletion is first asked for, in place of
 	// the rules that hold for other kinds.
 	markDeleted func(obj runtime.Object)
+	// beforeDelete sees the options of a delete; it may warn.
+	beforeDelete func(ctx context.Context, opts *metav1.DeleteOptions)
 	// afterDelete sees the last content, as it was stored, of an object that is gone.
 	afterDelete func(ctx context.Context, obj store.Object)
 }

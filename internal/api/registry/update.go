@@ -57,6 +57,9 @@ func (r *Resource) Update(ctx context.Context, namespace, name, sub string, in r
 		return nil, false, err
 	}
 	r.setDefaults(obj)
+	if obj, err = r.normalize(obj); err != nil {
+		return nil, false, err
+	}
 	u := updating{namespace: namespace, name: name, sub: sub, strategy: r.updateStrategy(sub), opts: opts, uid: obj.GetUID()}
 	u.apply = func(current store.Object) (store.Object, error) {
 		next := obj.DeepCopyObject().(store.Object) // a lost race starts again from what the client sent

@@ -109,6 +109,18 @@ func (r *Resource) isStored() bool {
 	return builtin && v.served == v.stored
 }
 
+// normalize is obj as it comes out of the conversions of its kind, if these move fields.
+func (r *Resource) normalize(obj store.Object) (store.Object, error) {
+	if !r.def.normalizes {
+		return obj, nil
+	}
+	internal, err := r.def.versions.ToInternal(obj)
+	if err != nil {
+		return nil, err
+	}
+	return versioned(internal, r.Kind)
+}
+
 // view is a stored entry in the served version. The entry of another version is made once and kept
 // with the stored one.
 func (r *Resource) view(e *store.Entry) (*store.Entry, error) {
