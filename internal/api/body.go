@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,7 +49,8 @@ func (d *decoders) pick(f format, strict bool) runtime.Decoder {
 }
 
 // readBody reads the whole body, up to the limit.
-func (s *Server) readBody(r *http.Request) ([]byte, error) {
+func (s *Server) readBody(q *query) ([]byte, error) {
+	r := q.r
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil, nil
 	}
@@ -57,16 +59,21 @@ func (s *Server) readBody(r *http.Request) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, tooLarge
 	}
-	if r.ContentLength > 0 {
+	// A body that trickles in holds a seat; a read that waits for it sees no context, only a deadline.
+	defer limitReads(q.w).after(s.opts.RequestTimeout)()
+	if r.ContentLength > 0 && r.ContentLength <= trustedLength {
 		data := make([]byte, r.ContentLength)
 		if _, err := io.ReadFull(r.Body, data); err != nil {
 			return nil, bodyError(err)
 		}
 		return data, nil
 	}
-	data, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	data, err := io.ReadAll(io.LimitReader(r.Body, limit+1)) // memory grows with what has come, not with what is promised
 	if err != nil {
 		return nil, bodyError(err)
+	}
+	if r.ContentLength > 0 && int64(len(data)) < r.ContentLength {
+		return nil, bodyError(io.ErrUnexpectedEOF)
 	}
 	if int64(len(data)) > limit {
 		return nil, tooLarge
@@ -74,8 +81,14 @@ func (s *Server) readBody(r *http.Request) ([]byte, error) {
 	return data, nil
 }
 
-// bodyError is the answer to a body that ended early.
+// trustedLength is how much memory a client gets by promising a body of that length.
+const trustedLength = 64 << 10
+
+// bodyError is the answer to a body that ended early or did not come in time.
 func bodyError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return apierrors.NewTimeoutError("the request body did not come in time", 0)
+	}
 	return apierrors.NewBadRequest(fmt.Sprintf("reading the request body: %v", err))
 }
 

@@ -157,6 +157,7 @@ func (s *Server) zippedList(q *query, out output, ep *endpoint, meta metav1.List
 	}
 	header.Set("Content-Encoding", "gzip")
 	header.Add("Vary", "Accept-Encoding")
+	defer limitWrites(q.w).after(s.answerLimit(len(*buffer)))()
 	q.w.WriteHeader(http.StatusOK)
 	_, _ = q.w.Write(*buffer) // the connection is gone: nobody to tell
 	return http.StatusOK

@@ -89,6 +89,7 @@ func (s *Server) chunkedList(q *query, out output, ep *endpoint, meta metav1.Lis
 	if proto {
 		q.w.Header()["Content-Type"] = s.shared.proto
 	}
+	defer limitWrites(q.w).after(s.answerLimit(listSize(items)))()
 	q.w.WriteHeader(http.StatusOK)
 	buffer := s.pools.takeBuffer(listChunk + listChunk/4)
 	defer s.pools.giveBuffer(buffer)
@@ -145,7 +146,7 @@ func (s *Server) deleteCollection(q *query, ep *endpoint) int {
 	if q.listErr != nil {
 		return s.fail(q, q.listErr)
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}

@@ -164,7 +164,7 @@ func (s *Server) create(q *query, ep *endpoint) int {
 	if !ok {
 		return s.fail(q, notAcceptable(ep.class))
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}
@@ -193,7 +193,7 @@ func (s *Server) update(q *query, ep *endpoint, frame *kindFrame) int {
 	if !ok {
 		return s.fail(q, notAcceptable(ep.class))
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}
@@ -256,7 +256,7 @@ func (s *Server) patch(q *query, ep *endpoint, frame *kindFrame) int {
 	if !ok {
 		return s.fail(q, notAcceptable(ep.class))
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}
@@ -304,7 +304,7 @@ func (s *Server) delete(q *query, ep *endpoint) int {
 	if !ok {
 		return s.fail(q, notAcceptable(ep.class))
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}
@@ -385,7 +385,7 @@ func (s *Server) createSub(q *query, ep *endpoint, sub *subEndpoint) int {
 	if !ok {
 		return s.fail(q, notAcceptable(classPlain))
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}
@@ -428,7 +428,7 @@ func (s *Server) review(q *query, r *review) int {
 	if !ok {
 		return s.fail(q, notAcceptable(classPlain))
 	}
-	body, err := s.readBody(q.r)
+	body, err := s.readBody(q)
 	if err != nil {
 		return s.fail(q, err)
 	}

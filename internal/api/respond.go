@@ -118,6 +118,9 @@ func (s *Server) body(q *query, code int, parts ...[]byte) int {
 	for _, part := range parts {
 		size += len(part)
 	}
+	if size > bufferedAnswer {
+		defer limitWrites(q.w).after(s.answerLimit(size))()
+	}
 	if size > gzipThreshold && acceptsGzip(q.r.Header) {
 		s.pools.writeGzip(q.w, code, parts)
 		return code

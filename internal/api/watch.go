@@ -81,7 +81,7 @@ type watchStream struct {
 	out    output
 	table  *tableMaker // for shapeTable
 	buffer []byte
-	limit  *writeLimit
+	limit  *ioLimit
 	socket *websocket.Conn // events go here, a message each; nil for plain HTTP
 	gone   bool            // the WebSocket's client is
 }
@@ -91,7 +91,7 @@ func (w *watchStream) serve(body func()) int {
 	if wsstream.IsWebSocketRequest(w.q.r) {
 		return w.serveSocket(body)
 	}
-	w.limit = newWriteLimit(w.q.w)
+	w.limit = limitWrites(w.q.w)
 	defer w.limit.release()
 	w.begin()
 	body()

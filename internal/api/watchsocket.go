@@ -22,7 +22,7 @@ func (w *watchStream) serveSocket(body func()) int {
 			ignoreMessages(socket)
 		}()
 		w.socket = socket
-		w.limit = &writeLimit{set: socket.SetWriteDeadline}
+		w.limit = &ioLimit{set: socket.SetWriteDeadline}
 		body()
 		w.limit.release()
 		_ = socket.Close() // also ends the reader

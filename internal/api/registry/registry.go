@@ -90,6 +90,7 @@ func New(opts Options) (*Registry, error) {
 		opts:   opts,
 		custom: make(map[string]*CustomKind),
 	}
+	limitCopies()
 	r.alloc = newServiceAllocator(r)
 	var err error
 	if r.serving, err = compileRuntimeConfig(opts.RuntimeConfig); err != nil {

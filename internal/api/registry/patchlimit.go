@@ -1,0 +1,17 @@
+package registry
+
+import (
+	"sync/atomic"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+)
+
+// maxCopied is how many bytes the copies of one JSON patch may make (kube-apiserver's limit): each can double the object.
+const maxCopied = 3 << 20
+
+// limitCopies sets the library's limit, which is one for the whole process, unless it is set.
+func limitCopies() {
+	if atomic.LoadInt64(&jsonpatch.AccumulatedCopySizeLimit) == 0 {
+		atomic.CompareAndSwapInt64(&jsonpatch.AccumulatedCopySizeLimit, 0, maxCopied)
+	}
+}
