@@ -86,6 +86,7 @@ func (t *Target) Serve(w http.ResponseWriter, r *http.Request, who user.Info) in
 	location := &url.URL{Scheme: "https", Host: endpoint.Host, Path: r.URL.Path, RawQuery: r.URL.Query().Encode()}
 	next, cancel := apiserverproxy.NewRequestForProxy(location, r)
 	defer cancel()
+	next.URL = r.URL // the handler goes to location, and makes redirects relative to this
 	if id := w.Header().Get("Audit-Id"); id != "" {
 		next.Header.Set("Audit-Id", id)
 	}
