@@ -89,7 +89,7 @@ func FuzzPatch(f *testing.F) {
 	send := fuzzed(f)
 	before := send(http.MethodGet, configMaps+"/a", "", "").Body.String()
 	f.Fuzz(func(t *testing.T, kind uint8, patch string) {
-		contentType := patchTypes()[kind%4]
+		contentType := patchTypes(false)[kind%4]
 		query := "?dryRun=All"
 		if kind%4 == 3 {
 			query += "&fieldManager=m&force=true"
