@@ -16,6 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/filters"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"sigs.k8s.io/yaml"
 
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/store"
@@ -76,16 +77,15 @@ func (a *auditor) prepare(q *query) {
 
 // refuse answers and records a request that could not be authenticated.
 func (a *auditor) refuse(q *query) int {
+	config := a.policy.EvaluatePolicyRule(a.attributes(q))
+	q.audited = &config
 	a.refused.ServeHTTP(q.w, q.r)
 	return q.code
 }
 
 // serve handles and records the request as the policy says.
 func (a *auditor) serve(s *Server, q *query) int {
-	config := a.policy.EvaluatePolicyRule(&authorizer.AttributesRecord{
-		User: q.user, Verb: q.path.Verb, Path: q.path.Path, ResourceRequest: q.path.IsResourceRequest, APIGroup: q.path.APIGroup,
-		APIVersion: q.path.APIVersion, Resource: q.path.Resource, Subresource: q.path.Subresource, Namespace: q.path.Namespace, Name: q.path.Name,
-	})
+	config := a.policy.EvaluatePolicyRule(a.attributes(q))
 	if config.Level == auditinternal.LevelNone {
 		return s.admit(q)
 	}
@@ -93,6 +93,14 @@ func (a *auditor) serve(s *Server, q *query) int {
 	q.code = http.StatusInternalServerError // unless the handler is reached
 	a.admit.ServeHTTP(q.w, q.r.WithContext(request.WithUser(q.r.Context(), q.user)))
 	return q.code
+}
+
+// attributes are what the policy decides by.
+func (a *auditor) attributes(q *query) *authorizer.AttributesRecord {
+	return &authorizer.AttributesRecord{
+		User: q.user, Verb: q.path.Verb, Path: q.path.Path, ResourceRequest: q.path.IsResourceRequest, APIGroup: q.path.APIGroup,
+		APIVersion: q.path.APIVersion, Resource: q.path.Resource, Subresource: q.path.Subresource, Namespace: q.path.Namespace, Name: q.path.Name,
+	}
 }
 
 // auditAuthorized records how the request was authorized.
@@ -119,9 +127,6 @@ func (q *query) auditRequest(object runtime.Object, kind schema.GroupVersionKind
 	sent := object.DeepCopyObject()
 	legacyscheme.Scheme.Default(sent)
 	sent.GetObjectKind().SetGroupVersionKind(kind)
-	if named, ok := sent.(metav1.Object); ok && named.GetNamespace() == "" {
-		named.SetNamespace(q.namespace())
-	}
 	q.logRequest(sent, kind)
 }
 
@@ -130,23 +135,29 @@ func (q *query) logRequest(sent runtime.Object, kind schema.GroupVersionKind) {
 	audit.LogRequestObject(q.r.Context(), sent, kind.GroupVersion(), resource, q.path.Subresource, plainSerializer{})
 }
 
-// auditDelete records the options that came in the body of a delete.
+// auditDelete records the options that came in the body of a delete, of the kind that upstream writes there.
 func (q *query) auditDelete(body []byte, opts *metav1.DeleteOptions) {
 	if q.audited == nil || len(body) == 0 {
 		return
 	}
-	kind := opts.GroupVersionKind()
-	if kind.Empty() {
-		kind = metav1.SchemeGroupVersion.WithKind("DeleteOptions")
-	}
+	kind := schema.GroupVersionKind{Group: metav1.GroupName, Version: runtime.APIVersionInternal, Kind: "DeleteOptions"}
 	sent := opts.DeepCopy()
 	sent.SetGroupVersionKind(kind)
 	q.logRequest(sent, kind)
 }
 
-// auditPatch records a patch as it was sent.
+// auditPatch records a patch as it was sent, but as JSON: an event with anything else in it could not be written.
 func (q *query) auditPatch(patch []byte) {
-	if q.audited != nil {
+	if q.audited == nil {
+		return
+	}
+	if q.applies {
+		var err error
+		if patch, err = yaml.YAMLToJSON(patch); err != nil {
+			return // the answer says so
+		}
+	}
+	if json.Valid(patch) {
 		audit.LogRequestPatch(q.r.Context(), patch)
 	}
 }

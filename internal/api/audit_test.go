@@ -177,7 +177,7 @@ func TestAuditSaysWhoAndWhy(t *testing.T) {
 	}
 	c.do(t, "", "GET", "/api/v1/nodes", nil, "Authorization", "Bearer nonsense")
 	got = events()
-	if s := stages(t, got); s != "ResponseStarted" || got[0].ResponseStatus.Code != 401 || got[0].ResponseStatus.Message != "Authentication failed, attempted: bearer" {
+	if s := stages(t, got); s != "ResponseStarted" || got[0].ResponseStatus.Code != 401 || got[0].ResponseStatus.Reason != metav1.StatusReasonUnauthorized {
 		t.Errorf("unauthenticated: %s %+v", s, got)
 	}
 	c.do(t, "root", "GET", "/api/v1/nodes", nil, "Impersonate-User", "bob", "Impersonate-Group", "system:masters")

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/warning"
 
 	"gantry.dev/gantry/internal/api/registry"
@@ -441,6 +442,11 @@ func (s *Server) review(q *query, r *review) int {
 		return s.fail(q, err)
 	}
 	q.auditRequest(object, r.kind)
+	if named, ok := object.(metav1.Object); ok && r.namespaced {
+		if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(q.path.Namespace, named); err != nil {
+			return s.fail(q, err)
+		}
+	}
 	var answer runtime.Object
 	if answer, err = s.answer(q, object, opts); err != nil {
 		return s.fail(q, err)
