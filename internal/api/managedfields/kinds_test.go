@@ -57,7 +57,7 @@ type testKind struct {
 }
 
 func testKinds() []testKind {
-	return []testKind{
+	return append([]testKind{
 		{func() Object { return &corev1.Pod{} }, map[string]any{"": pod.Strategy, "status": pod.StatusStrategy, "resize": pod.ResizeStrategy, "ephemeralcontainers": pod.EphemeralContainersStrategy}},
 		{func() Object { return &appsv1.Deployment{} }, map[string]any{"": deployment.Strategy, "status": deployment.StatusStrategy}},
 		{func() Object { return &appsv1.ReplicaSet{} }, map[string]any{"": replicaset.Strategy, "status": replicaset.StatusStrategy}},
@@ -79,7 +79,7 @@ func testKinds() []testKind {
 		{func() Object { return &rbacv1.Role{} }, map[string]any{"": role.Strategy}},
 		{func() Object { return &rbacv1.RoleBinding{} }, map[string]any{"": rolebinding.Strategy}},
 		{func() Object { return &autoscalingv1.Scale{} }, map[string]any{"": nil}},
-	}
+	}, widerKinds()...)
 }
 
 func (k testKind) gvk() schema.GroupVersionKind {
@@ -136,7 +136,7 @@ func newViews(t testing.TB, tracker *Tracker, k testKind) views {
 	t.Helper()
 	v := views{make(map[string]*View), make(map[string]*managedfields.FieldManager), nil}
 	gvk := k.gvk()
-	for _, sub := range []string{"", "status", "resize", "ephemeralcontainers", "finalize"} {
+	for _, sub := range []string{"", "status", "resize", "ephemeralcontainers", "finalize", "approval"} {
 		strategy, ok := k.subs[sub]
 		if !ok {
 			continue
