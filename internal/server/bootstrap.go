@@ -68,7 +68,6 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	return cp.publishEndpoint(ctx, cp.opts.Endpoint())
 }
 
-// systemPriorityClasses are those that pods of the system may name in every cluster (Kubernetes
 // ensure creates obj unless there is one of its name.
 func (cp *ControlPlane) ensure(ctx context.Context, obj ctrlclient.Object) error {
 	there := obj.DeepCopyObject().(ctrlclient.Object)
