@@ -151,7 +151,7 @@ func (cp *ControlPlane) wireAPI() error {
 			return cp.authn.IssueToken(ctx, account, request)
 		},
 	})
-	if cp.custom, err = custom.New(custom.Options{Registry: cp.registry, Logger: cp.opts.Logger}); err != nil {
+	if cp.custom, err = custom.New(custom.Options{Registry: cp.registry, Services: cp.admission.Services(), Logger: cp.opts.Logger}); err != nil {
 		return err
 	}
 	if cp.events, err = events.New(cp.admin, events.Options{Log: cp.opts.Logger}); err != nil {

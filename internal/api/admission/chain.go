@@ -10,9 +10,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
-	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
+	webhookutil "k8s.io/apiserver/pkg/util/webhook"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/api/admission/policy"
@@ -37,7 +37,6 @@ type Chain struct {
 	routes   map[schema.GroupResource][]*step // steps by resource, for those that some step names
 	rest     []*step                          // steps of all other resources
 	objects  func() admission.ObjectInterfaces
-	audited  admission.Interface // the chain, with annotations written to the audit event
 	guarded  admission.Interface // the chain, with managed fields kept intact
 	stop     chan struct{}       // closed when Run ends
 }
@@ -69,7 +68,6 @@ func New(opts Options) (*Chain, error) {
 		return nil, err
 	}
 	c.objects = sync.OnceValue(func() admission.ObjectInterfaces { return newObjects(opts.Registry) })
-	c.audited = admission.WithAudit(asPlugin{c})
 	c.guarded = fieldmanager.NewManagedFieldsValidatingAdmissionController(asPlugin{c})
 	c.route(c.steps(newUpstream(v, opts.Authorizer, c.stop), quotas))
 	return c, nil
@@ -111,24 +109,9 @@ func (c *Chain) stepsFor(a admission.Attributes) []*step {
 	return c.rest
 }
 
-// Admit implements the registry's Admission.
+// Admit implements the registry's Admission. Only administrators' own hooks can harm the managed
+// fields.
 func (c *Chain) Admit(ctx context.Context, a admission.Attributes) error {
-	if audit.AuditContextFrom(ctx) != nil {
-		return admitBy(ctx, c.audited, a, c.objects())
-	}
-	return c.admit(ctx, a)
-}
-
-// Validate implements the registry's Admission.
-func (c *Chain) Validate(ctx context.Context, a admission.Attributes) error {
-	if audit.AuditContextFrom(ctx) != nil {
-		return validateBy(ctx, c.audited, a, c.objects())
-	}
-	return c.validate(ctx, a)
-}
-
-// admit runs the chain. Only administrators' own hooks can harm the managed fields.
-func (c *Chain) admit(ctx context.Context, a admission.Attributes) error {
 	if a.GetObject() != nil && (c.hooks.Mutates() || c.policies.Mutates()) {
 		return admitBy(ctx, c.guarded, a, c.objects())
 	}
@@ -164,7 +147,8 @@ func (c *Chain) admitOnce(ctx context.Context, a admission.Attributes) error {
 	return nil
 }
 
-func (c *Chain) validate(ctx context.Context, a admission.Attributes) error {
+// Validate implements the registry's Admission.
+func (c *Chain) Validate(ctx context.Context, a admission.Attributes) error {
 	for _, s := range c.stepsFor(a) {
 		if s.skips(a) {
 			continue
@@ -194,21 +178,15 @@ func validateBy(ctx context.Context, p admission.Interface, a admission.Attribut
 	return nil
 }
 
-// asPlugin shows the chain to upstream's decorators.
+// asPlugin shows the mutating half of the chain to what guards the managed fields.
 type asPlugin struct{ chain *Chain }
 
 // Handles implements admission.Interface.
 func (asPlugin) Handles(admission.Operation) bool { return true }
 
-// Admit implements admission.MutationInterface. What guards the managed fields calls this
-// with the guard already up.
+// Admit implements admission.MutationInterface.
 func (p asPlugin) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	return p.chain.admitAll(ctx, a)
-}
-
-// Validate implements admission.ValidationInterface.
-func (p asPlugin) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	return p.chain.validate(ctx, a)
 }
 
 // Counter counts what quotas limit, for the controller that keeps their status.
@@ -219,3 +197,6 @@ func (c *Chain) Counter() *quota.Counter { return quota.NewCounter(c.view) }
 func (c *Chain) CheckTypes(p *admissionregistrationv1.ValidatingAdmissionPolicy) []admissionregistrationv1.ExpressionWarning {
 	return policy.CheckTypes(c.view, p)
 }
+
+// Services finds where webhooks at services are called, those that convert custom resources too.
+func (c *Chain) Services() webhookutil.ServiceResolver { return webhook.Services(c.view) }

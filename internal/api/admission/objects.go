@@ -59,10 +59,20 @@ func (o *objects) Convert(in, out, context any) error {
 	if !ok {
 		return o.ObjectConvertor.Convert(in, out, context)
 	}
-	if kind := to.GroupVersionKind(); kind != from.GroupVersionKind() {
-		return fmt.Errorf("%s is not served", kind)
+	kind := to.GroupVersionKind()
+	if kind == from.GroupVersionKind() {
+		to.SetUnstructuredContent(from.UnstructuredContent())
+		return nil
 	}
-	to.SetUnstructuredContent(from.UnstructuredContent())
+	converted, err := o.registry.Convert(from, kind)
+	if err != nil {
+		return err
+	}
+	same, ok := converted.(*unstructured.Unstructured)
+	if !ok {
+		return fmt.Errorf("converting to %s: a %T came back", kind, converted)
+	}
+	to.SetUnstructuredContent(same.UnstructuredContent())
 	return nil
 }
 

@@ -188,6 +188,9 @@ func (v *servedVersion) fieldSet(obj store.Object) fields.Set {
 	return set
 }
 
+// TypeConverter implements registry.Owners.
+func (v *servedVersion) TypeConverter() (managedfields.TypeConverter, error) { return v.kind.types() }
+
 // FieldManager implements registry.Owners.
 func (v *servedVersion) FieldManager(sub string) (*managedfields.FieldManager, error) {
 	types, err := v.kind.types()

@@ -46,6 +46,8 @@ type Reader interface {
 type Owners interface {
 	// FieldManager is of the object, or as it is written through a subresource.
 	FieldManager(sub string) (*managedfields.FieldManager, error)
+	// TypeConverter knows the structure of the objects, for merging.
+	TypeConverter() (managedfields.TypeConverter, error)
 }
 
 // Describer tells clients about the version.

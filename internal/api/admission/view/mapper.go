@@ -4,6 +4,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/kube-openapi/pkg/spec3"
 )
 
 // Mapper finds resources and kinds among what is served now. It knows the questions that
@@ -83,4 +84,13 @@ func (v *View) Resource(name schema.GroupResource) (resource schema.GroupVersion
 		}
 	}
 	return resource, ok
+}
+
+// Document describes a custom resource as its OpenAPI document does; an error for built-in kinds.
+func (v *View) Document(kind schema.GroupVersionKind) (*spec3.OpenAPI, error) {
+	r := v.registry.ResourceOf(kind)
+	if r == nil || r.Custom() == nil {
+		return nil, &meta.NoKindMatchError{GroupKind: kind.GroupKind(), SearchedVersions: []string{kind.Version}}
+	}
+	return r.Custom().OpenAPIV3()
 }

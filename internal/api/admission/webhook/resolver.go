@@ -6,9 +6,13 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/util/proxy"
+	"k8s.io/apiserver/pkg/util/webhook"
 
 	"gantry.dev/gantry/internal/api/admission/view"
 )
+
+// Services finds where the service of any webhook is called.
+func Services(v *view.View) webhook.ServiceResolver { return resolver{v} }
 
 // resolver finds where a service's webhook is called: at one of its endpoints, as with
 // upstream's --enable-aggregator-routing, because a cluster IP need not be reachable from the
