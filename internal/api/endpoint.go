@@ -97,6 +97,8 @@ func (s *Server) newRoutes(old *routes) *routes {
 		ep.class, ep.table, ep.warning = classObject, res.Table(), res.Warning
 		if res.Custom() != nil {
 			ep.class = classCustom
+			// While its definition goes, discovery lists fewer verbs; finalizers must be removed all the same.
+			ep.verbs = set([]string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"})
 		} else {
 			ep.warning = s.deprecation(res.New())
 		}

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -81,15 +84,15 @@ func (c *Cache) GetInformer(ctx context.Context, obj ctrlclient.Object, _ ...cac
 	if err != nil {
 		return nil, err
 	}
-	return c.informer(ctx, r)
+	return c.informer(ctx, r, obj)
 }
 
-func (c *Cache) informer(ctx context.Context, r *registry.Resource) (cache.Informer, error) {
+func (c *Cache) informer(ctx context.Context, r *registry.Resource, like ctrlclient.Object) (cache.Informer, error) {
 	selector := c.opts.Fields[r.Kind]
 	if _, err := c.authorizeSelected(ctx, r, "watch", "", selector); err != nil {
 		return nil, err
 	}
-	return &informer{cache: c, resource: r, fields: selector}, nil
+	return &informer{cache: c, kind: r.Kind, fields: selector, shape: shapeOf(r, like)}, nil
 }
 
 // GetInformerForKind implements cache.Cache.
@@ -98,7 +101,26 @@ func (c *Cache) GetInformerForKind(ctx context.Context, kind schema.GroupVersion
 	if r == nil {
 		return nil, fmt.Errorf("client: %s is not served", kind)
 	}
-	return c.informer(ctx, r)
+	return c.informer(ctx, r, nil)
+}
+
+// shapeOf makes what handlers get of stored objects: custom resources become the Go type that the
+// handler asked for. nil leaves objects as they are.
+func shapeOf(r *registry.Resource, like ctrlclient.Object) func(store.Object) (any, error) {
+	if r.Custom() == nil || like == nil {
+		return nil
+	}
+	if _, ok := like.(*unstructured.Unstructured); ok {
+		return nil
+	}
+	goType := reflect.TypeOf(like).Elem()
+	return func(obj store.Object) (any, error) {
+		out, ok := reflect.New(goType).Interface().(ctrlclient.Object)
+		if !ok {
+			return nil, fmt.Errorf("client: %s is no object", goType)
+		}
+		return out, fill(out, obj)
+	}
 }
 
 // RemoveInformer implements cache.Cache. Informers hold nothing; handlers are removed one by one.
@@ -118,9 +140,27 @@ func (c *Cache) IndexField(_ context.Context, obj ctrlclient.Object, field strin
 
 // informer gives the changes of one resource.
 type informer struct {
-	cache    *Cache
-	resource *registry.Resource
-	fields   fields.Selector // nil is everything
+	cache  *Cache
+	kind   schema.GroupVersionKind
+	fields fields.Selector                 // nil is everything
+	shape  func(store.Object) (any, error) // nil: as stored
+}
+
+// resource waits until the kind is served and returns its resource, nil when ctx ends.
+func (i *informer) resource(ctx context.Context, gone func()) *registry.Resource {
+	reg := i.cache.Client.opts.Registry
+	for ctx.Err() == nil {
+		changed := reg.Changed()
+		if r := reg.ResourceOf(i.kind); r != nil {
+			return r
+		}
+		gone()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+	return nil
 }
 
 // AddEventHandler implements cache.Informer.
@@ -212,7 +252,7 @@ func (r *registration) HasSynced() bool {
 func (r *registration) HasSyncedChecker() toolscache.DoneChecker { return r }
 
 // Name implements toolscache.DoneChecker.
-func (r *registration) Name() string { return r.informer.resource.Resource.String() }
+func (r *registration) Name() string { return r.informer.kind.String() }
 
 // Done implements toolscache.DoneChecker.
 func (r *registration) Done() <-chan struct{} { return r.synced }
@@ -234,8 +274,15 @@ func (r *registration) run(ctx context.Context) {
 	known := make(map[string]*store.Entry) // what the handler was told, for a restart of the watch
 	initial := true
 	for ctx.Err() == nil {
-		w, err := r.informer.resource.Watch(ctx, "", registry.ListOptions{Fields: r.informer.fields})
+		resource := r.informer.resource(ctx, func() { r.forget(known, nil) })
+		if resource == nil {
+			return
+		}
+		w, err := resource.Watch(ctx, "", registry.ListOptions{Fields: r.informer.fields})
 		if err != nil {
+			if apierrors.IsNotFound(err) {
+				continue // it went this moment
+			}
 			if ctx.Err() == nil {
 				r.logger.LogAttrs(ctx, slog.LevelError, "watching for an informer", slog.String("resource", r.Name()), slog.Any("error", err))
 			}
@@ -243,8 +290,12 @@ func (r *registration) run(ctx context.Context) {
 		}
 		err = r.deliver(ctx, w, known, initial)
 		w.Close()
-		initial = false
-		if !errors.Is(err, store.ErrSlow) {
+		select {
+		case <-r.synced:
+			initial = false
+		default: // it ended before all of the initial state was handed on
+		}
+		if !store.IsEnded(err) {
 			return
 		}
 	}
@@ -295,14 +346,27 @@ func (r *registration) hand(event store.Event, known map[string]*store.Entry, in
 	case event.Type == store.Skipped:
 	case event.Type == store.Deleted:
 		delete(known, key)
-		r.handler.OnDelete(event.Entry.Object)
+		r.handler.OnDelete(r.object(event.Entry))
 	case was == nil:
 		known[key] = event.Entry
-		r.handler.OnAdd(event.Entry.Object, initial)
+		r.handler.OnAdd(r.object(event.Entry), initial)
 	case was.Rev != event.Entry.Rev:
 		known[key] = event.Entry
-		r.handler.OnUpdate(was.Object, event.Entry.Object)
+		r.handler.OnUpdate(r.object(was), r.object(event.Entry))
 	}
+}
+
+// object is what the handler is given of an entry.
+func (r *registration) object(e *store.Entry) any {
+	if r.informer.shape == nil {
+		return e.Object
+	}
+	obj, err := r.informer.shape(e.Object)
+	if err != nil {
+		r.logger.Error("making an object for an informer", slog.String("kind", r.Name()), slog.String("key", e.Key), slog.Any("error", err))
+		return e.Object
+	}
+	return obj
 }
 
 // forget tells of what vanished while the watch was cut off.
@@ -310,7 +374,7 @@ func (r *registration) forget(known map[string]*store.Entry, seen map[string]boo
 	for key, entry := range known {
 		if !seen[key] {
 			delete(known, key)
-			r.handler.OnDelete(toolscache.DeletedFinalStateUnknown{Key: key, Obj: entry.Object})
+			r.handler.OnDelete(toolscache.DeletedFinalStateUnknown{Key: key, Obj: r.object(entry)})
 		}
 	}
 }

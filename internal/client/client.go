@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,13 +36,16 @@ type Options struct {
 	// Lister is who lists and watches, User by default. Upstream's controllers write as service
 	// accounts of their own and read informers that all of them share; this gives the same rights.
 	Lister user.Info
+	// Scheme knows the Go types that callers use; default the registry's. Custom resources may be of a
+	// type that it knows, or unstructured.
+	Scheme *runtime.Scheme
 }
 
 // Client is a controller-runtime client inside the server's process. Safe for concurrent use.
 type Client struct {
 	opts   Options
 	scheme *runtime.Scheme
-	mapper func() meta.RESTMapper
+	mapper *mapper
 	byType *sync.Map // reflect.Type of an object to *registry.Resource
 }
 
@@ -59,33 +63,17 @@ func New(opts Options) (*Client, error) {
 	}
 	return &Client{
 		opts:   opts,
-		scheme: opts.Registry.Scheme(),
-		mapper: sync.OnceValue(func() meta.RESTMapper { return newMapper(opts.Registry) }),
+		scheme: cmp.Or(opts.Scheme, opts.Registry.Scheme()),
+		mapper: &mapper{registry: opts.Registry},
 		byType: new(sync.Map),
 	}, nil
-}
-
-func newMapper(reg *registry.Registry) meta.RESTMapper {
-	var versions []schema.GroupVersion
-	for _, r := range reg.Resources() {
-		versions = append(versions, r.Kind.GroupVersion())
-	}
-	mapper := meta.NewDefaultRESTMapper(versions)
-	for _, r := range reg.Resources() {
-		scope := meta.RESTScope(meta.RESTScopeNamespace)
-		if !r.Namespaced {
-			scope = meta.RESTScopeRoot
-		}
-		mapper.AddSpecific(r.Kind, r.Resource, r.Resource.GroupVersion().WithResource(r.Singular), scope)
-	}
-	return mapper
 }
 
 // Scheme implements ctrlclient.Client.
 func (c *Client) Scheme() *runtime.Scheme { return c.scheme }
 
 // RESTMapper implements ctrlclient.Client.
-func (c *Client) RESTMapper() meta.RESTMapper { return c.mapper() }
+func (c *Client) RESTMapper() meta.RESTMapper { return c.mapper }
 
 // GroupVersionKindFor implements ctrlclient.Client.
 func (c *Client) GroupVersionKindFor(obj runtime.Object) (schema.GroupVersionKind, error) {
@@ -115,7 +103,7 @@ func (c *Client) resource(obj runtime.Object) (*registry.Resource, error) {
 	if r == nil {
 		return nil, &meta.NoKindMatchError{GroupKind: kind.GroupKind(), SearchedVersions: []string{kind.Version}}
 	}
-	if !isGeneric(obj) {
+	if !isGeneric(obj) && r.Custom() == nil { // a custom resource may be served another way soon
 		c.byType.Store(goType, r)
 	}
 	return r, nil
@@ -138,7 +126,7 @@ func (c *Client) listResource(list ctrlclient.ObjectList) (*registry.Resource, e
 	if r == nil {
 		return nil, &meta.NoKindMatchError{GroupKind: kind.GroupKind(), SearchedVersions: []string{kind.Version}}
 	}
-	if !isGeneric(list) {
+	if !isGeneric(list) && r.Custom() == nil {
 		c.byType.Store(goType, r)
 	}
 	return r, nil
@@ -399,7 +387,10 @@ func (c *Client) DeleteAllOf(ctx context.Context, obj ctrlclient.Object, opts ..
 // typed is a private copy of obj in the Go type that the resource stores.
 func typed(r *registry.Resource, obj ctrlclient.Object) (runtime.Object, error) {
 	u, ok := obj.(*unstructured.Unstructured)
-	if !ok {
+	switch {
+	case r.Custom() != nil && !ok:
+		return asCustom(r, obj)
+	case r.Custom() != nil || !ok:
 		return obj.DeepCopyObject(), nil
 	}
 	out := r.New()
@@ -409,8 +400,41 @@ func typed(r *registry.Resource, obj ctrlclient.Object) (runtime.Object, error) 
 	return out, nil
 }
 
+// asCustom turns an object of a Go type into the generic form in which custom resources are kept.
+func asCustom(r *registry.Resource, obj ctrlclient.Object) (runtime.Object, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(obj)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	out := &unstructured.Unstructured{Object: content}
+	out.SetGroupVersionKind(r.Kind)
+	return out, nil
+}
+
+// fillCustom is fill from a custom resource. Objects of Go types are made anew.
+func fillCustom(out ctrlclient.Object, u *unstructured.Unstructured) error {
+	switch target := out.(type) {
+	case *unstructured.Unstructured:
+		u.DeepCopyInto(target)
+		return nil
+	case *metav1.PartialObjectMetadata:
+		target.ObjectMeta = meta.AsPartialObjectMetadata(u).ObjectMeta
+		target.SetGroupVersionKind(u.GroupVersionKind())
+		return nil
+	}
+	to := reflect.ValueOf(out).Elem()
+	to.SetZero()
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, out); err != nil {
+		return fmt.Errorf("client: reading a %s into a %T: %w", u.GetKind(), out, err)
+	}
+	return nil
+}
+
 // fill makes out a shallow copy of obj, which may be of a generic type.
 func fill(out ctrlclient.Object, obj store.Object) error {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		return fillCustom(out, u)
+	}
 	switch target := out.(type) {
 	case *unstructured.Unstructured:
 		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(obj)

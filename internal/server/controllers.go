@@ -71,7 +71,7 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}},
 		{"generic-garbage-collector", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			kinds := func() []controller.Kind { return cp.kinds(collectable) }
-			return gc.New(c, i, r, gc.Options{Kinds: kinds, Log: log})
+			return gc.New(c, i, r, gc.Options{Kinds: kinds, Changed: cp.registry.Changed, Log: log})
 		}},
 		{"node-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return nodecontroller.New(c, i, r, nodecontroller.Options{ClusterCIDR: cp.opts.PodCIDR, Log: log})

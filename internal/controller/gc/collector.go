@@ -28,7 +28,10 @@ import (
 type Options struct {
 	// Kinds returns the kinds that can be watched and deleted. Required. It is asked again
 	// every Refresh, so that custom resources are collected too.
-	Kinds   func() []controller.Kind
+	Kinds func() []controller.Kind
+	// Changed gives a channel that is closed when Kinds returns something else; nil: that is seen at the
+	// next Refresh.
+	Changed func() <-chan struct{}
 	Refresh time.Duration // default 5s
 	Workers int           // objects looked at once; default 8
 	Log     *slog.Logger  // default: discard
@@ -98,11 +101,16 @@ func (gc *Collector) watchKinds(ctx context.Context) {
 	ticker := time.NewTicker(gc.opts.Refresh)
 	defer ticker.Stop()
 	for {
+		var changed <-chan struct{}
+		if gc.opts.Changed != nil {
+			changed = gc.opts.Changed() // before the kinds are asked for: no change is missed
+		}
 		gc.refresh(ctx, stops)
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-changed:
 		}
 	}
 }
