@@ -73,7 +73,7 @@ clean: ## Remove what was built
 .PHONY: test
 test: deps programs ## Run all tests but test/e2e (PKGS=./internal/store/... for a part)
 	@for m in $(MODULES); do (cd $$m && $(GO) test ./...) || exit 1; done
-	cd test && $(GO) test ./bench/... ./upstream/...
+	cd test && $(GO) test ./bench/... ./upstream/... ./conformance/
 	$(GO) test -p $(PARALLEL) -timeout 15m $(PKGS)
 
 .PHONY: race
@@ -103,6 +103,15 @@ fixture: build kubectl ## Record a data dir of this program for upgrade tests (N
 	@test -n "$(NAME)" || { echo "fixture: NAME=... says what to call it" >&2; exit 2; }
 	@mkdir -p test/fixtures/$(NAME)
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_E2E_RECORD=$(CURDIR)/test/fixtures/$(NAME) $(GO) test -count=1 -run TestUpgrade ./e2e
+
+# PARTS=suite runs a part only; SUITE adds flags (SUITE="-procs 2 -waiting", SUITE='-focus "Watchers should"').
+PARTS ?= clients wayout suite
+.PHONY: conformance
+conformance: build kubectl ## Run upstream's suite and real clients on a node (root; PARTS=suite for a part)
+	cd test && $(GO) test ./conformance/
+	$(if $(filter clients,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/clients/)
+	$(if $(filter wayout,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/wayout/)
+	$(if $(filter suite,$(PARTS)),cd test && GO="$(GO)" $(GO) run ./conformance/run -bin $(CURDIR)/bin $(SUITE))
 
 # BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m).
 .PHONY: bench

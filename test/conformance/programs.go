@@ -17,3 +17,13 @@ const OldKubectl = "v1.32.2"
 func KubectlPrograms() []upstream.Program {
 	return []upstream.Program{{Name: "kubectl", Package: "k8s.io/kubernetes/cmd/kubectl"}}
 }
+
+// HelmPrograms is a program around Helm's library, as the module in helm has it.
+func HelmPrograms() []upstream.Program {
+	return []upstream.Program{{Name: "helm", Package: "."}}
+}
+
+// OperatorPrograms is a controller-runtime manager, as the module in operator has it.
+func OperatorPrograms() []upstream.Program {
+	return []upstream.Program{{Name: "operator", Package: "."}}
+}

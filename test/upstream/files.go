@@ -41,7 +41,7 @@ func writeFiles(dir, apiURL string) error {
 	if files["ca.key"], err = encodeKey(ca.key.(*ecdsa.PrivateKey)); err != nil {
 		return err
 	}
-	server, err := ca.server("kube-apiserver")
+	server, err := ca.Server("kube-apiserver")
 	if err != nil {
 		return err
 	}

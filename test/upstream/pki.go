@@ -90,8 +90,8 @@ func (a *Authority) Client(user string, groups ...string) (Pair, error) {
 	})
 }
 
-// server issues a certificate for the loopback address and the API's names in the cluster.
-func (a *Authority) server(name string) (Pair, error) {
+// Server issues a certificate for the loopback address and the API's names in the cluster.
+func (a *Authority) Server(name string) (Pair, error) {
 	return a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: name},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
