@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/apimachinery/pkg/util/mergepatch"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -291,7 +292,11 @@ func strategicError(err error) error {
 // serverSideApply merges an applied configuration.
 func (p *patcher) serverSideApply(current store.Object) (store.Object, error) {
 	config := &unstructured.Unstructured{Object: map[string]any{}}
-	if err := yaml.Unmarshal(p.req.Data, &config.Object); err != nil {
+	data, err := yaml.YAMLToJSON(p.req.Data)
+	if err == nil {
+		err = utiljson.Unmarshal(data, &config.Object) // whole numbers stay such
+	}
+	if err != nil {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
 	}
 	live := current

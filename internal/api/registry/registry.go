@@ -122,7 +122,7 @@ func (r *Registry) newResource(d *definition) *Resource {
 		case sub.strategy != nil:
 			res.managers[sub.info.Name] = manager(sub.info.Name, sub.strategy)
 		case sub.fromParent != nil:
-			res.managers[sub.info.Name] = r.newFieldManager(sub.info.Kind, "", nil)
+			res.managers[sub.info.Name] = r.newFieldManager(sub.info.Kind, sub.info.Name, nil)
 		}
 	}
 	return res
