@@ -245,6 +245,15 @@ func (cp *ControlPlane) Run(ctx context.Context) error {
 	storeCtx, stopStore := context.WithCancel(context.WithoutCancel(ctx))
 	storeDone := make(chan error, 1)
 	go func() { storeDone <- cp.store.Run(storeCtx) }()
+	// The first write needs the schemas of all kinds: tens of milliseconds, while the store opens.
+	warm := make(chan struct{})
+	go func() {
+		defer close(warm)
+		if err := cp.registry.Warm(); err != nil {
+			cp.opts.Logger.WarnContext(ctx, "building the schemas of kinds", "error", err)
+		}
+	}()
+	defer func() { <-warm }()
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	select {
