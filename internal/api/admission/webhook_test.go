@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,7 +9,9 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -299,6 +302,66 @@ func TestWebhooksSeeSubresources(t *testing.T) {
 	for _, want := range []string{"Binding/binding", "Eviction/eviction", "PodExecOptions/exec"} {
 		if !kinds[want] && want != "Binding/binding" { // the scheduler may have been quicker or slower
 			t.Errorf("asked about %v; want %s too", kinds, want)
+		}
+	}
+}
+
+// TestEveryKindCanBeHooked has a webhook see, and change nothing in, whatever is written.
+func TestEveryKindCanBeHooked(t *testing.T) {
+	w := start(t, gantrytest.Options{Nodes: 1})
+	h := newHookServer(t, func(path string, r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		if path != "/change" || len(r.Object.Raw) == 0 || r.SubResource != "" {
+			return allow()
+		}
+		return allow(`[{"op":"add","path":"/metadata/labels","value":{"hooked":"yes"}}]`)
+	})
+	all := func(rules *[]admissionregistrationv1.RuleWithOperations, selector **metav1.LabelSelector) {
+		*selector = nil
+		*rules = rule("*", "*", "*/*", admissionregistrationv1.OperationAll)
+	}
+	mutating(t, w, h, "change", "", func(m *admissionregistrationv1.MutatingWebhook) { all(&m.Rules, &m.NamespaceSelector) })
+	validating(t, w, h, "all", "", func(v *admissionregistrationv1.ValidatingWebhook) { all(&v.Rules, &v.NamespaceSelector) })
+	ctx := t.Context()
+	ns := w.namespace(t, nil)
+	definition := widgetDefinition()
+	if err := w.Client.Create(ctx, definition); err != nil || definition.Labels["hooked"] != "yes" {
+		t.Errorf("a custom resource definition: %v, labels %v", err, definition.Labels)
+	}
+	token := &authenticationv1.TokenRequest{}
+	w.Eventually("a token", func() error {
+		_, err := w.CoreV1().ServiceAccounts(ns).CreateToken(ctx, "default", token, metav1.CreateOptions{})
+		return err
+	})
+	made, err := w.CoreV1().Pods(ns).Create(ctx, pod(nil), metav1.CreateOptions{})
+	if err != nil || made.Labels["hooked"] != "yes" {
+		t.Errorf("a pod: %v, labels %v", err, made.Labels)
+	}
+	w.Eventually("a bound pod", func() error {
+		p, err := w.CoreV1().Pods(ns).Get(ctx, "p", metav1.GetOptions{})
+		if err == nil && p.Spec.NodeName == "" {
+			err = errors.New("it has no node")
+		}
+		return err
+	})
+	if _, err := w.CoreV1().Pods(ns).Patch(ctx, "p", types.StrategicMergePatchType, []byte(`{"status":{"phase":"Running"}}`), metav1.PatchOptions{}, "status"); err != nil {
+		t.Errorf("a status: %v", err)
+	}
+	if err := w.CoreV1().Pods(ns).EvictV1(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: ns}}); err != nil {
+		t.Errorf("an eviction: %v", err)
+	}
+	if _, err := w.CoordinationV1().Leases(ns).Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "l"}}, metav1.CreateOptions{}); err != nil {
+		t.Errorf("a lease: %v", err)
+	}
+	if err := w.CoreV1().Namespaces().Delete(ctx, ns, metav1.DeleteOptions{}); err != nil {
+		t.Errorf("a namespace: %v", err)
+	}
+	kinds := map[string]bool{}
+	for _, a := range h.take() {
+		kinds[a.request.Kind.Kind+"/"+a.request.SubResource] = true
+	}
+	for _, want := range []string{"CustomResourceDefinition/", "TokenRequest/token", "Pod/", "Binding/binding", "Pod/status", "Eviction/eviction", "Lease/", "Namespace/"} {
+		if !kinds[want] {
+			t.Errorf("nobody asked about %s, only about %v", want, kinds)
 		}
 	}
 }

@@ -62,12 +62,22 @@ func New(c client.Client, informers controller.Informers, opts Options) (*Contro
 		return nil, err
 	}
 	loop.Watch(&corev1.ResourceQuota{}, func(old, current client.Object) {
-		if limitsChanged(old, current) {
-			loop.Add(controller.Key{Namespace: current.GetNamespace(), Name: current.GetName()})
+		switch key := keyOf(current); {
+		case limitsChanged(old, current):
+			loop.Add(key)
+		case limitsDiffer(current):
+			loop.AddAfter(key, verify)
 		}
 	})
 	qc.loop = loop
 	return qc, nil
+}
+
+func keyOf(obj client.Object) controller.Key {
+	if obj == nil {
+		return controller.Key{}
+	}
+	return controller.Key{Namespace: obj.GetNamespace(), Name: obj.GetName()}
 }
 
 // Run reconciles until ctx ends.

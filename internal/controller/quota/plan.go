@@ -45,6 +45,12 @@ func limitsChanged(old, current client.Object) bool {
 	return !ok || !equality.Semantic.DeepEqual(was.Spec, now.Spec)
 }
 
+// limitsDiffer reports whether somebody else wrote other limits into the status than the quota has.
+func limitsDiffer(current client.Object) bool {
+	q, ok := current.(*corev1.ResourceQuota)
+	return ok && !sameAmounts(q.Spec.Hard, q.Status.Hard)
+}
+
 // frees reports whether an event can change what its object uses without admission having
 // accounted for it.
 func frees(old, current client.Object) bool {
