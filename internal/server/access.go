@@ -135,7 +135,7 @@ func (cp *ControlPlane) runAccess(run func(string, func(context.Context) error))
 	if cp.access.audit != nil {
 		run("audit log", cp.access.audit.Run)
 	}
-	run("encryption keys", func(ctx context.Context) error { return cp.encryption.Run(ctx, cp.store, cp.tables()) })
+	run("encryption keys", func(ctx context.Context) error { return cp.encryption.Run(ctx, cp.store, cp.tables) })
 }
 
 // tables are those of the store, by the resource whose encryption they have.

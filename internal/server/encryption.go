@@ -96,9 +96,9 @@ func (e *encryption) sealer(resource schema.GroupResource) store.Sealer {
 	return &sealer{encryption: e, resource: resource}
 }
 
-// Run follows the file until ctx ends. What could not read all there is, is not put into place. kinds are the tables
-// of the store by resource.
-func (e *encryption) Run(ctx context.Context, db *store.Store, kinds map[schema.GroupResource]string) error {
+// Run follows the file until ctx ends. What could not read all there is, is not put into place. tables are those of
+// the store by resource, as they are now.
+func (e *encryption) Run(ctx context.Context, db *store.Store, tables func() map[schema.GroupResource]string) error {
 	ticker := time.NewTicker(e.poll)
 	defer ticker.Stop()
 	complaint := ""
@@ -108,7 +108,7 @@ func (e *encryption) Run(ctx context.Context, db *store.Store, kinds map[schema.
 			return nil
 		case <-ticker.C:
 		}
-		changed, err := e.reload(ctx, db, kinds)
+		changed, err := e.reload(ctx, db, tables)
 		if err != nil && ctx.Err() == nil && err.Error() != complaint {
 			complaint = err.Error()
 			e.log.Error("the encryption keys stay as they were", "file", e.path, "error", err)
@@ -122,7 +122,7 @@ func (e *encryption) Run(ctx context.Context, db *store.Store, kinds map[schema.
 
 // reload puts a changed file into place. A removed key that something is still encrypted with is an error, tried
 // again until it is or nothing is any more.
-func (e *encryption) reload(ctx context.Context, db *store.Store, kinds map[schema.GroupResource]string) (bool, error) {
+func (e *encryption) reload(ctx context.Context, db *store.Store, tables func() map[schema.GroupResource]string) (bool, error) {
 	content, err := os.ReadFile(e.path)
 	if err != nil || bytes.Equal(content, e.content) {
 		return false, err
@@ -131,8 +131,8 @@ func (e *encryption) reload(ctx context.Context, db *store.Store, kinds map[sche
 	if err != nil {
 		return false, err
 	}
-	for resource, kind := range kinds {
-		if err := db.CheckSealed(ctx, kind, &sealer{fixed: made, resource: resource}); err != nil {
+	for resource, table := range tables() {
+		if err := db.CheckSealed(ctx, table, &sealer{fixed: made, resource: resource}); err != nil {
 			made.stop()
 			return false, fmt.Errorf("with the changed file this could not be read any more: %w", err)
 		}

@@ -108,7 +108,7 @@ func TestKeyRotation(t *testing.T) {
 	if err := cp.admin.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c"}, Data: map[string]string{"k": "plainly-visible"}}); err != nil {
 		t.Fatal(err)
 	}
-	reload := func() (bool, error) { return cp.encryption.reload(ctx, cp.store, cp.tables()) }
+	reload := func() (bool, error) { return cp.encryption.reload(ctx, cp.store, cp.tables) }
 	if changed, err := reload(); changed || err != nil {
 		t.Errorf("a file that did not change: %v, %v", changed, err)
 	}

@@ -51,7 +51,7 @@ func authority(t *testing.T, life time.Duration) (*x509.Certificate, crypto.Sign
 	return cert, key
 }
 
-var nodeName = pkix.Name{CommonName: "system:node:a", Organization: []string{"system:nodes"}} //nolint:gochecknoglobals // constant
+var nodeName = pkix.Name{CommonName: "system:node:a", Organization: []string{"system:nodes"}}
 
 // request is a CertificateSigningRequest of username.
 func request(t *testing.T, signer, username string, template x509.CertificateRequest, usages ...certificatesv1.KeyUsage) *certificatesv1.CertificateSigningRequest {
