@@ -140,7 +140,7 @@ func TestInformersGoOnAfterARestart(t *testing.T) {
 	if got := requests.lists.Load() - lists; got != 0 {
 		t.Errorf("%d lists because of the restart, want none", got)
 	}
-	if got := seen.added.Load() - added; got < copies*2 {
+	if got := seen.added.Load() - added; got < copies { // "last-words" may have come before the end
 		t.Errorf("%d objects were added for %d informers", got, copies)
 	}
 	if got := seen.same.Load(); got != 0 {
