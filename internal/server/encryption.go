@@ -177,6 +177,9 @@ func (s *sealer) now() *found {
 	return f
 }
 
+// Resting reports whether the file does not speak of the resource, so that no value of it can be stale.
+func (s *sealer) Resting() bool { return s.now().clear }
+
 // Seal implements store.Sealer.
 func (s *sealer) Seal(key string, plain []byte) ([]byte, error) {
 	f := s.now()

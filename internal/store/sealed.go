@@ -15,6 +15,9 @@ func (s *Store) Stale(ctx context.Context, kind, key string) (bool, error) {
 	if err != nil || t.kind.Sealer == nil {
 		return false, err
 	}
+	if resting, ok := t.kind.Sealer.(interface{ Resting() bool }); ok && resting.Resting() {
+		return false, nil // nothing of the kind is sealed now
+	}
 	etcdKey := t.kind.Prefix + key
 	result, err := s.member.server.KV().Range(ctx, []byte(etcdKey), nil, mvcc.RangeOptions{})
 	if err != nil {
