@@ -9,6 +9,7 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
@@ -18,6 +19,7 @@ import (
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/controller/apiservice"
+	"gantry.dev/gantry/internal/controller/flowcontrol"
 	"gantry.dev/gantry/internal/pki"
 )
 
@@ -61,7 +63,7 @@ func (cp *ControlPlane) startAggregator(ctx context.Context, run func(string, fu
 		return nil // switched off
 	}
 	keeper, err := apiservice.New(cp.admin, informers, apiservice.Options{
-		Served: cp.handler.Versions, Check: cp.aggregator.Check, Log: cp.opts.Logger,
+		Served: cp.handler.Versions, Changed: cp.registry.Changed, Check: cp.aggregator.Check, Log: cp.opts.Logger,
 	})
 	if err != nil {
 		return err
@@ -69,18 +71,23 @@ func (cp *ControlPlane) startAggregator(ctx context.Context, run func(string, fu
 	known := make(chan struct{})
 	run("aggregator", func(ctx context.Context) error { return cp.aggregator.Run(ctx, informers, func() { close(known) }) })
 	run("APIServices", keeper.Run)
-	run("APIServices of custom resources", func(ctx context.Context) error {
-		for {
-			changed := cp.registry.Changed()
-			keeper.Refresh()
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-changed:
-			}
-		}
-	})
 	return waitFor(known)(ctx)
+}
+
+// startFairness makes FlowSchemas and priority levels count, unless their API is switched off.
+func (cp *ControlPlane) startFairness(run func(string, func(context.Context) error), informers *client.Cache) error {
+	for _, name := range []string{"flowschemas", "prioritylevelconfigurations"} {
+		if cp.registry.Resource(flowcontrolv1.SchemeGroupVersion.WithResource(name)) == nil {
+			return nil
+		}
+	}
+	conditions, err := flowcontrol.New(cp.admin, informers, cp.opts.Logger)
+	if err != nil {
+		return err
+	}
+	run("priority and fairness", func(ctx context.Context) error { return cp.fairness.Run(ctx, informers) })
+	run("FlowSchemas", conditions.Run)
+	return nil
 }
 
 // publishAuthentication tells other API servers, in the ConfigMap that upstream's library looks for, whose certificates

@@ -339,7 +339,9 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 	if err := cp.authorizer.Feed(ctx, informers); err != nil {
 		return err
 	}
-	run("priority and fairness", func(ctx context.Context) error { return cp.fairness.Run(ctx, informers) })
+	if err := cp.startFairness(run, informers); err != nil {
+		return err
+	}
 	if err := cp.custom.Load(ctx); err != nil {
 		return fmt.Errorf("serving custom resources: %w", err)
 	}

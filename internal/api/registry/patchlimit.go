@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"sync/atomic"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
@@ -14,4 +15,15 @@ func limitCopies() {
 	if atomic.LoadInt64(&jsonpatch.AccumulatedCopySizeLimit) == 0 {
 		atomic.CompareAndSwapInt64(&jsonpatch.AccumulatedCopySizeLimit, 0, maxCopied)
 	}
+}
+
+// applyJSONPatch applies a patch whose operations the library may not expect: it panics where one that tests the whole
+// document names no value, for one.
+func applyJSONPatch(patch jsonpatch.Patch, doc []byte) (patched []byte, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			patched, err = nil, fmt.Errorf("the patch cannot be applied: %v", cause)
+		}
+	}()
+	return patch.Apply(doc)
 }

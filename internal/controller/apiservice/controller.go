@@ -24,7 +24,9 @@ import (
 
 // Options tunes a Controller. Served and Check are required.
 type Options struct {
-	Served func() []schema.GroupVersion // everything that this server has; call Controller.Refresh when it changes
+	Served func() []schema.GroupVersion // everything that this server has
+	// Changed is closed when that changes; each change has a channel of its own. Nil: it never does.
+	Changed func() <-chan struct{}
 	// Check asks another server whether it serves its group version.
 	Check func(ctx context.Context, service *apiregistrationv1.APIService) error
 	Every time.Duration // how often a server that answers is asked again, default 30s; one that does not, sooner at first
@@ -87,17 +89,23 @@ func (k *Controller) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-k.loop.Started():
-			k.Refresh()
+		for change := k.loop.Started(); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-change:
+			}
+			if change = nil; k.opts.Changed != nil {
+				change = k.opts.Changed()
+			}
+			k.refresh()
 		}
 	})
 	return k.loop.Run(ctx, k.informers)
 }
 
-// Refresh looks at all APIServices again, because what is served here has changed.
-func (k *Controller) Refresh() {
+// refresh looks at all APIServices again.
+func (k *Controller) refresh() {
 	for _, gv := range k.opts.Served() {
 		k.loop.Add(controller.Key{Name: gv.Version + "." + gv.Group})
 	}
