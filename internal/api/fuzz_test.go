@@ -140,7 +140,7 @@ func FuzzSelector(f *testing.F) {
 }
 
 func asStatus(err error, status *apierrors.APIStatus) bool {
-	found, ok := err.(apierrors.APIStatus) //nolint:errorlint // parse functions return it as it is
+	found, ok := err.(apierrors.APIStatus)
 	*status = found
 	return ok
 }

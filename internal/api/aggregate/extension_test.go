@@ -156,7 +156,6 @@ func (s *stage) allow(t *testing.T, user, clusterRole, role string) {
 // nodeMetrics is the storage of a metrics server: it answers who asked.
 type nodeMetrics struct {
 	rest.TableConvertor
-	watched chan struct{}
 }
 
 func (nodeMetrics) New() runtime.Object     { return &metrics.NodeMetrics{} }

@@ -97,7 +97,7 @@ func (t *Target) Serve(w http.ResponseWriter, r *http.Request, who user.Info) in
 		}
 	}
 	upgrades := httpstream.IsUpgradeRequest(r)
-	var roundTripper http.RoundTripper = transport.NewAuthProxyRoundTripper(who.GetName(), who.GetUID(), who.GetGroups(), who.GetExtra(), t.transport)
+	roundTripper := transport.NewAuthProxyRoundTripper(who.GetName(), who.GetUID(), who.GetGroups(), who.GetExtra(), t.transport)
 	if upgrades { // these are written to the connection directly
 		transport.SetAuthProxyHeaders(next, who.GetName(), who.GetUID(), who.GetGroups(), who.GetExtra())
 	}
