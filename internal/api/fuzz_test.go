@@ -85,6 +85,7 @@ func FuzzPatch(f *testing.F) {
 		`[{"op":"copy","from":"/data","path":"/data/x"}]`, `[{"op":"move","from":"","path":"/data"}]`, `[{"op":"test","path":"/data/k","value":"v"}]`, `[{"op":"add","path":"/metadata/labels/-1","value":1}]`,
 		"kind: ConfigMap\napiVersion: v1\nmetadata: {name: a}\ndata: {k: w}\n", `{"$patch":"replace"}`, `{"metadata":{"$patch":"delete"}}`, `{"metadata":{"finalizers":["x"],"$setElementOrder/finalizers":["x"]}}`,
 		`{"metadata":{"$deleteFromPrimitiveList/finalizers":["x"]}}`, `{"metadata":{"$retainKeys":["name"]}}`, "", "null", "[]", "{", "a: &a [*a]", `{"metadata":{"managedFields":null}}`, `{"metadata":{"resourceVersion":"1"}}`,
+		`[{"op":"test","path":""}]`, "kind: ConfigMap\napiVersion: v1\n0:", // made the server answer with 500 once
 	} {
 		for _, kind := range []uint8{0, 1, 2, 3} {
 			f.Add(kind, patch)
