@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"time"
 )
 
 // tables are those that the store has at one time. They are replaced as a whole, so that reads
@@ -86,6 +87,22 @@ func (t *table) endWatches(err error) {
 	clear(t.watchers)
 }
 
+// rangeApplied is rangeAt of a revision that the applier has seen. etcd tells its watches of a revision
+// a moment before the revision can be read (mvcc, watchableStoreTxnWrite.End).
+func (s *Store) rangeApplied(ctx context.Context, t *table, rev int64) ([]*Entry, error) {
+	for {
+		entries, err := s.rangeAt(ctx, t, rev)
+		if !errors.Is(err, ErrFuture) {
+			return entries, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // applyChange is run by the applier, so that the new tables start exactly where it stands.
 func (s *Store) applyChange(ctx context.Context, change kindChange, spawn func(func() error)) error {
 	next := s.tables.Load().clone()
@@ -107,7 +124,7 @@ func (s *Store) applyChange(ctx context.Context, change kindChange, spawn func(f
 		if err := next.add(t); err != nil {
 			return err
 		}
-		entries, err := s.rangeAt(ctx, t, rev)
+		entries, err := s.rangeApplied(ctx, t, rev)
 		if err != nil {
 			return err
 		}
