@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	crdbuilder "k8s.io/apiextensions-apiserver/pkg/controller/openapi/builder"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/kube-openapi/pkg/handler3"
 	"k8s.io/kube-openapi/pkg/spec3"
@@ -65,6 +66,9 @@ func newCustomDocument(gv schema.GroupVersion, resources []*registry.Resource) *
 			specs := make([]*spec3.OpenAPI, 0, len(resources))
 			for _, res := range resources {
 				document, err := res.Custom().OpenAPIV3()
+				if apierrors.IsNotFound(err) {
+					continue // its definition has just been deleted
+				}
 				if err != nil {
 					return nil, fmt.Errorf("building OpenAPI v3 of %s: %w", res.Info.Resource, err)
 				}
@@ -114,6 +118,9 @@ func (o *openAPI) addCustomLocked(document []byte) ([]byte, error) {
 		packed := known[res]
 		if packed == nil {
 			built, err := buildCustomV2(res)
+			if apierrors.IsNotFound(err) {
+				continue // its definition has just been deleted
+			}
 			if err != nil {
 				return nil, err
 			}
