@@ -166,8 +166,6 @@ func TestDiscoveryAndOpenAPI(t *testing.T) {
 	c := start(t, gantrytest.Options{})
 	tag := func() string {
 		t.Helper()
-		client := &http.Client{Transport: http.DefaultTransport}
-		_ = client
 		_, body := c.do(t, http.MethodGet, "/openapi/v3", "")
 		return body
 	}

@@ -96,7 +96,7 @@ func (m *Manager) removeInstances(ctx context.Context, crd *apiextensionsv1.Cust
 		c.Reason, c.Message = "NeverEstablished", "resource was never established"
 		return c, nil
 	}
-	progress := crd.DeepCopy()
+	progress := withStatus(crd)
 	apihelpers.SetCRDCondition(progress, condition{
 		Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue,
 		Reason: "InstanceDeletionInProgress", Message: "CustomResource deletion is in progress",

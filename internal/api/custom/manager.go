@@ -216,7 +216,7 @@ func (m *Manager) reconcile(ctx context.Context, name string, group *sync.WaitGr
 	if err != nil {
 		return err
 	}
-	next := crd.DeepCopy()
+	next := withStatus(crd)
 	namesChanged := settleNames(next, others)
 	establish(next)
 	setNonStructural(next)
@@ -238,6 +238,13 @@ func (m *Manager) reconcile(ctx context.Context, name string, group *sync.WaitGr
 		m.finish(ctx, name, group)
 	}
 	return nil
+}
+
+// withStatus is a copy of crd whose status may be changed. The spec, with its schemas, is shared.
+func withStatus(crd *apiextensionsv1.CustomResourceDefinition) *apiextensionsv1.CustomResourceDefinition {
+	next := *crd
+	crd.Status.DeepCopyInto(&next.Status)
+	return &next
 }
 
 // serve gives the registry what crd defines, if that changed.

@@ -244,6 +244,7 @@ func (r *Resource) mark(ctx context.Context, key string, current *store.Entry, o
 	if isDryRun(opts.DryRun) {
 		return store.NewEntry(obj, r.def.stored.Codec), false, nil
 	}
+	r.share(obj, current)
 	entry, err := r.store.Update(ctx, r.def.stored.Name, key, current.Rev, obj)
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {

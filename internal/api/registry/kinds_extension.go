@@ -21,7 +21,7 @@ func extensionKinds() []*definition {
 	crd := define[apiextensionsv1.CustomResourceDefinition](apiextensionsv1.SchemeGroupVersion, "customresourcedefinitions",
 		customresourcedefinition.NewStrategy(legacyscheme.Scheme)).
 		short("crd", "crds").category("api-extensions").at("/registry/apiextensions.k8s.io/customresourcedefinitions/").
-		withStatus(customresourcedefinition.NewStatusStrategy(legacyscheme.Scheme)).hooked(hooks{markDeleted: markDefinition}).
+		withStatus(customresourcedefinition.NewStatusStrategy(legacyscheme.Scheme)).hooked(hooks{markDeleted: markDefinition, share: shareSpec}).
 		prints(rest.NewDefaultTableConvertor(apiextensionsv1.Resource("customresourcedefinitions")))
 	crd.stored.Codec = definitionCodec{crd.stored.Codec}
 	crd.info.Stored = apiextensionsv1beta1.SchemeGroupVersion.WithKind("CustomResourceDefinition")
@@ -46,6 +46,14 @@ func (c definitionCodec) Encode(obj store.Object) ([]byte, error) {
 	out.ResourceVersion = ""
 	data, err := json.Marshal(&out)
 	return append(data, '\n'), err
+}
+
+// shareSpec keeps the schemas of a definition once: most of its versions differ in their status only.
+func shareSpec(obj, current store.Object) {
+	next, ok := obj.(*apiextensionsv1.CustomResourceDefinition)
+	if before, same := current.(*apiextensionsv1.CustomResourceDefinition); ok && same && next.UID == before.UID && next.Generation == before.Generation {
+		next.Spec = before.Spec
+	}
 }
 
 // markDefinition marks a definition for deletion: its objects go first.

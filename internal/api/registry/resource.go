@@ -100,6 +100,9 @@ type hooks struct {
 	markDeleted func(obj runtime.Object)
 	// beforeDelete sees the options of a delete; it may warn.
 	beforeDelete func(ctx context.Context, opts *metav1.DeleteOptions)
+	// share gives a new version of an object what has not changed since the current one, so that
+	// memory holds it once.
+	share func(obj, current store.Object)
 	// afterDelete sees the last content, as it was stored, of an object that is gone.
 	afterDelete func(ctx context.Context, obj store.Object)
 }

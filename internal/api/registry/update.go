@@ -289,12 +289,19 @@ func (r *Resource) storeUpdate(ctx context.Context, u updating, key string, curr
 		}
 		return current, false, err
 	}
+	r.share(obj, current)
 	entry, err := r.store.Update(ctx, r.def.stored.Name, key, current.Rev, obj)
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {
 		return nil, true, nil
 	}
 	return entry, false, statusError(err, r.Resource.GroupResource(), u.name)
+}
+
+func (r *Resource) share(obj store.Object, current *store.Entry) {
+	if r.def.hooks.share != nil {
+		r.def.hooks.share(obj, current.Object)
+	}
 }
 
 // equal reports whether two objects are stored as the same bytes.
