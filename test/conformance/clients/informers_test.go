@@ -31,6 +31,9 @@ type counter struct {
 	lists, watches atomic.Int64
 }
 
+// copies is how many informers there are of each kind, as many clients have them.
+const copies = 20
+
 // RoundTrip implements http.RoundTripper.
 func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	switch query := r.URL.Query(); {
@@ -43,7 +46,7 @@ func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.next.RoundTrip(r)
 }
 
-// A server that is killed and started again finds its informers going on where they were: it refills
+// A server that is started again finds its informers going on where they were: it refills
 // the history of its watches from etcd, so that nobody lists again.
 func TestInformersGoOnAfterARestart(t *testing.T) {
 	needCluster(t)
@@ -66,22 +69,73 @@ func TestInformersGoOnAfterARestart(t *testing.T) {
 		create(t, client, fmt.Sprintf("before-%d", i))
 	}
 
-	const copies = 20 // of every informer, as many clients have them
 	requests := &counter{}
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		requests.next = next
 		return requests
 	})
-	observed := kubernetes.NewForConfigOrDie(config)
 	seen := &events{}
-	var listers []func(string) bool
+	listers := startInformers(t, kubernetes.NewForConfigOrDie(config), seen)
+	lists := requests.lists.Load()
+	if lists < copies*5 {
+		t.Fatalf("%d lists at the start, want one an informer at least: the count is wrong", lists)
+	}
+
+	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "stopped": syscall.SIGTERM} {
+		t.Run(name, func(t *testing.T) {
+			// A watch that ends within a second and without an event makes client-go list again, whoever
+			// ended it; so every watch has an event first.
+			before := seen.added.Load()
+			one(t, client, name+"-event")
+			eventually(t, "every informer has an event", 30*time.Second, func() error {
+				if got := seen.added.Load() - before; got < copies*5 {
+					return fmt.Errorf("%d of %d have", got, copies*5)
+				}
+				return nil
+			})
+
+			// What is written last before the end is not lost, and what changed is not told twice.
+			create(t, client, name+"-last-words")
+			if err := c.Kill(ctx, signal); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Up(ctx); err != nil {
+				t.Fatal(err)
+			}
+			create(t, client, name+"-after")
+			if err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, name+"-event", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "all informers know what happened", time.Minute, func() error {
+				for i, has := range listers {
+					if !has(name+"-last-words") || !has(name+"-after") || has(name+"-event") {
+						return fmt.Errorf("informer %d is behind", i)
+					}
+				}
+				return nil
+			})
+			if got := requests.lists.Load() - lists; got != 0 {
+				t.Errorf("%d lists because of the restart, want none", got)
+			}
+			if got := seen.same.Load(); got != 0 {
+				t.Errorf("%d objects were told to have changed and had not", got)
+			}
+		})
+	}
+}
+
+// startInformers runs informers until the test ends, and waits until they know what there is. It
+// returns for each copy whether it knows a config map.
+func startInformers(t *testing.T, client kubernetes.Interface, seen *events) []func(name string) bool {
+	t.Helper()
 	group, stopAll := &sync.WaitGroup{}, make(chan struct{})
 	t.Cleanup(func() {
 		close(stopAll)
 		group.Wait()
 	})
+	var listers []func(string) bool
 	for range copies {
-		factory := informers.NewSharedInformerFactory(observed, 0)
+		factory := informers.NewSharedInformerFactory(client, 0)
 		maps := factory.Core().V1().ConfigMaps()
 		for _, informer := range []cache.SharedIndexInformer{
 			maps.Informer(), factory.Core().V1().Secrets().Informer(), factory.Core().V1().Services().Informer(),
@@ -91,7 +145,7 @@ func TestInformersGoOnAfterARestart(t *testing.T) {
 				t.Fatal(err)
 			}
 			group.Go(func() { informer.Run(stopAll) })
-			if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+			if !cache.WaitForCacheSync(t.Context().Done(), informer.HasSynced) {
 				t.Fatal("an informer does not sync")
 			}
 		}
@@ -100,52 +154,7 @@ func TestInformersGoOnAfterARestart(t *testing.T) {
 			return err == nil
 		})
 	}
-	lists := requests.lists.Load()
-	if lists < copies*5 {
-		t.Fatalf("%d lists at the start, want one an informer at least: the count is wrong", lists)
-	}
-
-	// A watch that ends within a second and without an event makes client-go list again, whoever
-	// ended it; so every watch has an event first.
-	before := seen.added.Load()
-	one(t, client)
-	eventually(t, "every informer has an event", 30*time.Second, func() error {
-		if got := seen.added.Load() - before; got < copies*5 {
-			return fmt.Errorf("%d of %d have", got, copies*5)
-		}
-		return nil
-	})
-
-	// What is written last before the end is not lost, and what changed is not told twice.
-	create(t, client, "last-words")
-	added := seen.added.Load()
-	if err := c.Kill(ctx, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Up(ctx); err != nil {
-		t.Fatal(err)
-	}
-	create(t, client, "after")
-	if err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, "before-0", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "all informers know what happened", time.Minute, func() error {
-		for i, has := range listers {
-			if !has("last-words") || !has("after") || has("before-0") {
-				return fmt.Errorf("informer %d is behind", i)
-			}
-		}
-		return nil
-	})
-	if got := requests.lists.Load() - lists; got != 0 {
-		t.Errorf("%d lists because of the restart, want none", got)
-	}
-	if got := seen.added.Load() - added; got < copies { // "last-words" may have come before the end
-		t.Errorf("%d objects were added for %d informers", got, copies)
-	}
-	if got := seen.same.Load(); got != 0 {
-		t.Errorf("%d objects were told to have changed and had not", got)
-	}
+	return listers
 }
 
 func create(t *testing.T, client kubernetes.Interface, name string) {
@@ -157,10 +166,10 @@ func create(t *testing.T, client kubernetes.Interface, name string) {
 }
 
 // one makes an object of each kind that is watched.
-func one(t *testing.T, client kubernetes.Interface) {
+func one(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
-	create(t, client, "event")
-	meta, pod := metav1.ObjectMeta{Name: "event"}, map[string]string{"app": "event"}
+	create(t, client, name)
+	meta, pod := metav1.ObjectMeta{Name: name}, map[string]string{"app": "event"}
 	_, secret := client.CoreV1().Secrets(metav1.NamespaceDefault).Create(t.Context(), &corev1.Secret{ObjectMeta: meta}, metav1.CreateOptions{})
 	_, service := client.CoreV1().Services(metav1.NamespaceDefault).Create(t.Context(), &corev1.Service{
 		ObjectMeta: meta, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
