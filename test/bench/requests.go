@@ -25,12 +25,15 @@ const (
 	createNamespace = "bench-create"
 	patchNamespace  = "bench-patch"
 	podNamespace    = "bench-pods"
+	manyNamespace   = "bench-pods-10k"
 	watchNamespace  = "bench-watch"
 
 	getObjects   = 10_000
 	patchObjects = 1_000
 	podObjects   = 2_000
+	manyPods     = 10_000
 	listWorkers  = 4
+	manyWorkers  = 2 // of lists of manyPods
 	watchers     = 32
 )
 
@@ -49,13 +52,18 @@ func requests() []request {
 	write := target{ratioLeast, 3, ""}
 	writeCPU := target{ratioMost, 0.25, "1/4"}
 	listRate, listCPU := target{ratioLeast, 5, ""}, target{ratioMost, 0.1, "1/10"}
+	manyRate := target{ratioLeast, 8, ""}
 	return []request{
 		{"get", "GET a ConfigMap", 0, target{ratioLeast, 4, ""}, target{ratioMost, 1.0 / 6, "1/6"}, prepareGet},
 		{"create", "CREATE a ConfigMap", 0, write, writeCPU, prepareCreate},
 		{"patch", "merge PATCH of a ConfigMap", 0, write, writeCPU, preparePatch},
 		{"status", "status update of a pod", 0, write, writeCPU, prepareStatus},
-		{"list", "LIST 2,000 pods", listWorkers, listRate, listCPU, prepareList(true)},
-		{"list", "LIST 2,000 pods, gzip", listWorkers, target{}, target{}, prepareList(false)},
+		{"list", "LIST 2,000 pods", listWorkers, listRate, listCPU, prepareList(podNamespace, podObjects, true)},
+		{"list", "LIST 2,000 pods, gzip", listWorkers, target{}, target{}, prepareList(podNamespace, podObjects, false)},
+		{"list10k", "LIST 10,000 pods", manyWorkers, manyRate, target{}, prepareList(manyNamespace, manyPods, true)},
+		{"list10k", "LIST 10,000 pods, gzip", manyWorkers, manyRate, target{}, prepareList(manyNamespace, manyPods, false)},
+		{"apply", "server-side apply of a ConfigMap", 0, write, target{}, prepareApply(appliedConfigMap())},
+		{"apply", "server-side apply of a Deployment", 0, write, target{}, prepareApply(appliedDeployment())},
 	}
 }
 
@@ -128,17 +136,17 @@ func preparePatch(ctx context.Context, s *system) (operation, func(context.Conte
 	}, nil, nil
 }
 
-// fillPods makes 2,000 pods that run on the simulated nodes, as far as the API shows.
-func (s *system) fillPods(ctx context.Context) error {
-	return s.once(podNamespace, func() error {
+// fillPods makes pods that run on the simulated nodes, as far as the API shows.
+func (s *system) fillPods(ctx context.Context, namespace string, count int) error {
+	return s.once(namespace, func() error {
 		if err := s.addNodes(ctx); err != nil {
 			return err
 		}
-		if err := s.namespace(ctx, podNamespace); err != nil {
+		if err := s.namespace(ctx, namespace); err != nil {
 			return err
 		}
-		pods, now := s.loader.CoreV1().Pods(podNamespace), metav1.Now()
-		return fill(ctx, 32, podObjects, func(ctx context.Context, i int) error {
+		pods, now := s.loader.CoreV1().Pods(namespace), metav1.Now()
+		return fill(ctx, 32, count, func(ctx context.Context, i int) error {
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: objectName(i), Labels: map[string]string{"app": "bench"}}, Spec: podSpec()}
 			pod.Spec.NodeName = nodeName(i % nodeCount)
 			made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
@@ -154,7 +162,7 @@ func (s *system) fillPods(ctx context.Context) error {
 
 // prepareStatus gives each worker pods of its own, so that no update meets a conflict.
 func prepareStatus(ctx context.Context, s *system) (operation, func(context.Context) error, error) {
-	if err := s.fillPods(ctx); err != nil {
+	if err := s.fillPods(ctx, podNamespace, podObjects); err != nil {
 		return nil, nil, err
 	}
 	pods := s.loader.CoreV1().Pods(podNamespace)
@@ -163,8 +171,7 @@ func prepareStatus(ctx context.Context, s *system) (operation, func(context.Cont
 		return nil, nil, fmt.Errorf("list the pods of %s: %w", s.name, err)
 	}
 	items := list.Items
-	const most = 256 // workers
-	each := len(items) / most
+	each := len(items) / maxWorkers
 	return func(ctx context.Context, worker, i int) error {
 		mine := &items[worker*each+i%each]
 		mine.Status.ContainerStatuses[0].RestartCount++
@@ -178,9 +185,9 @@ func prepareStatus(ctx context.Context, s *system) (operation, func(context.Cont
 }
 
 // prepareList reads the list as bytes. A plain list is one that the client does not want compressed.
-func prepareList(plain bool) func(context.Context, *system) (operation, func(context.Context) error, error) {
+func prepareList(namespace string, count int, plain bool) func(context.Context, *system) (operation, func(context.Context) error, error) {
 	return func(ctx context.Context, s *system) (operation, func(context.Context) error, error) {
-		if err := s.fillPods(ctx); err != nil {
+		if err := s.fillPods(ctx, namespace, count); err != nil {
 			return nil, nil, err
 		}
 		config := rest.CopyConfig(s.user)
@@ -189,7 +196,7 @@ func prepareList(plain bool) func(context.Context, *system) (operation, func(con
 		if err != nil {
 			return nil, nil, fmt.Errorf("make a client of %s: %w", s.name, err)
 		}
-		url := config.Host + "/api/v1/namespaces/" + podNamespace + "/pods"
+		url := config.Host + "/api/v1/namespaces/" + namespace + "/pods"
 		header := http.Header{"Accept": {"application/json"}}
 		if !plain { // set by hand, so that the transport hands the bytes on as they are
 			header.Set("Accept-Encoding", "gzip")
@@ -202,7 +209,7 @@ func prepareList(plain bool) func(context.Context, *system) (operation, func(con
 			defer func() { _ = body.Close() }()
 			read, err := io.Copy(io.Discard, body)
 			if err == nil && read < 10_000 {
-				err = fmt.Errorf("a list of %d bytes cannot hold 2,000 pods", read)
+				err = fmt.Errorf("a list of %d bytes cannot hold %d pods", read, count)
 			}
 			return err
 		}, nil, nil

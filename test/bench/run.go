@@ -25,6 +25,7 @@ const (
 	partReady  = "ready"
 	partIdle   = "idle"
 	partWatch  = "watch"
+	partMany   = "watches"
 	partDeploy = "deploy"
 	partPods   = "pods"
 
@@ -33,7 +34,7 @@ const (
 
 // parts are the names that -only takes.
 func parts() []string {
-	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", partWatch, partDeploy, partPods}
+	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods}
 }
 
 // bench is one run.

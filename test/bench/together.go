@@ -41,6 +41,11 @@ func (b *bench) together(ctx context.Context, systems []*system) error {
 			return fmt.Errorf("watch: %w", err)
 		}
 	}
+	if b.opts.runs(partMany) {
+		if err := b.measureManyWatches(ctx, systems); err != nil {
+			return fmt.Errorf("many watches: %w", err)
+		}
+	}
 	if b.opts.runs(partDeploy) {
 		if err := b.measureDeploys(ctx, systems); err != nil {
 			return fmt.Errorf("deployments: %w", err)
