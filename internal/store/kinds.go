@@ -81,10 +81,7 @@ func (s *Store) EndWatches(kind string) {
 func (t *table) endWatches(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for w := range t.watchers {
-		w.end(err)
-	}
-	clear(t.watchers)
+	t.watchers.endAll(err)
 }
 
 // rangeApplied is rangeAt of a revision that the applier has seen. etcd tells its watches of a revision

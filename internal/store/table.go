@@ -41,7 +41,7 @@ type table struct {
 	ordered  *btree.BTreeG[*Entry]
 	indexes  map[string]map[string]map[string]*Entry // index, value, key
 	history  ring
-	watchers map[*Watch]struct{}
+	watchers watchers
 }
 
 func newTable(kind *Kind, applied *atomic.Int64, history ring) *table {
@@ -52,7 +52,7 @@ func newTable(kind *Kind, applied *atomic.Int64, history ring) *table {
 		ordered:  btree.NewG(32, func(a, b *Entry) bool { return a.Key < b.Key }),
 		indexes:  make(map[string]map[string]map[string]*Entry, len(kind.Indexes)),
 		history:  history,
-		watchers: make(map[*Watch]struct{}),
+		watchers: newWatchers(),
 		refilled: make(chan struct{}),
 	}
 	for name := range kind.Indexes {
@@ -141,11 +141,7 @@ func (t *table) unindexLocked(e *Entry) {
 func (t *table) publishLocked(event Event) {
 	t.version.Store(event.Rev)
 	t.history.add(event)
-	for w := range t.watchers {
-		if !w.offer(event) {
-			delete(t.watchers, w)
-		}
-	}
+	t.watchers.offer(event, t.kind.Indexes)
 	t.applied.Store(event.Rev)
 }
 

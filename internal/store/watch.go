@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -10,8 +13,11 @@ import (
 type WatchOptions struct {
 	Namespace string            // "" is all
 	Filter    func(*Entry) bool // nil is everything; an object that stops matching is seen as Deleted
-	Since     int64             // deliver changes after this revision; ignored with Initial
-	Initial   bool              // deliver what is there as Added first, then the changes after it
+	// Index and Value say that Filter refuses all but the objects that this index gives for this value: the watch is
+	// then not asked about others. An index that the kind does not have is no help, and ignored.
+	Index, Value string
+	Since        int64 // deliver changes after this revision; ignored with Initial
+	Initial      bool  // deliver what is there as Added first, then the changes after it
 	// Map changes events as they are read, in place, in the reader's goroutine: nil leaves them as they
 	// are. An event whose Type it sets to Skipped is delivered all the same, so that initial events can
 	// be counted, and means nothing. An error ends the watch.
@@ -23,6 +29,7 @@ type WatchOptions struct {
 type Watch struct {
 	namespace string // with the slash that ends it in keys, or ""
 	filter    func(*Entry) bool
+	under     indexValue // the only one that concerns it, or empty
 	convert   func([]Event) error
 	max       int // events in the queue
 	maxBytes  int // of the events in the queue, 0 is no limit
@@ -52,16 +59,14 @@ func (t *table) watch(opts WatchOptions) (*Watch, error) {
 	if opts.Namespace != "" && t.kind.Namespaced {
 		w.namespace = opts.Namespace + "/"
 	}
+	if t.kind.Indexes[opts.Index] != nil {
+		w.under = indexValue{opts.Index, opts.Value}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if opts.Initial {
 		w.start = t.applied.Load()
-		ascend(t.ordered, trimSlash(w.namespace), "", func(e *Entry) bool {
-			if w.matches(e) {
-				w.queue = append(w.queue, Event{Type: Added, Rev: e.Rev, Entry: e})
-			}
-			return true
-		})
+		w.startLocked()
 		w.initial = len(w.queue)
 	} else {
 		past, err := t.history.since(opts.Since)
@@ -75,8 +80,27 @@ func (t *table) watch(opts WatchOptions) (*Watch, error) {
 			return nil, ErrGone
 		}
 	}
-	t.watchers[w] = struct{}{}
+	t.watchers.add(w)
 	return w, nil
+}
+
+// startLocked queues what is there. The table's lock is held; nobody else knows the watch yet.
+func (w *Watch) startLocked() {
+	take := func(e *Entry) bool {
+		if w.matches(e) {
+			w.queue = append(w.queue, Event{Type: Added, Rev: e.Rev, Entry: e})
+		}
+		return true
+	}
+	if w.under == (indexValue{}) {
+		ascend(w.table.ordered, trimSlash(w.namespace), "", take)
+		return
+	}
+	entries := slices.Collect(maps.Values(w.table.indexes[w.under.index][w.under.value]))
+	slices.SortFunc(entries, func(a, b *Entry) int { return strings.Compare(a.Key, b.Key) })
+	for _, e := range entries {
+		take(e)
+	}
 }
 
 func trimSlash(prefix string) string {
@@ -189,7 +213,7 @@ func (w *Watch) Next(ctx context.Context) ([]Event, int64, error) {
 // Close ends the watch; further events are not kept.
 func (w *Watch) Close() {
 	w.table.mu.Lock()
-	delete(w.table.watchers, w)
+	w.table.watchers.remove(w)
 	w.table.mu.Unlock()
 	w.end(ErrClosed)
 }

@@ -219,6 +219,9 @@ func (r *Resource) Watch(ctx context.Context, namespace string, opts ListOptions
 		return nil, err
 	}
 	want := store.WatchOptions{Namespace: namespace, Filter: sel.filter}
+	if sel.filter != nil && sel.late == nil { // what is matched late does not keep the others out
+		want.Index, want.Value = sel.index, sel.value
+	}
 	if !r.isStored() {
 		want.Map = func(events []store.Event) error { return r.viewEvents(events, sel.late) }
 	}
