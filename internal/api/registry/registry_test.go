@@ -174,8 +174,13 @@ func TestUpdateConflictsAndNoOps(t *testing.T) {
 	if _, err := update(free); err != nil {
 		t.Errorf("unconditional update = %v", err)
 	}
-	if _, _, err := r.Resource(configMaps).Update(t.Context(), "default", "none", "", &corev1.ConfigMap{}, "test", &metav1.UpdateOptions{}); !apierrors.IsNotFound(err) {
+	none := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "none"}}
+	if _, _, err := r.Resource(configMaps).Update(t.Context(), "default", "none", "", none, "test", &metav1.UpdateOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("update of nothing = %v, want not found", err)
+	}
+	unnamed := &corev1.ConfigMap{Data: map[string]string{"k": "x"}}
+	if _, _, err := r.Resource(configMaps).Update(t.Context(), "default", "a", "", unnamed, "test", &metav1.UpdateOptions{}); !apierrors.IsBadRequest(err) {
+		t.Errorf("update without a name in the object = %v, want a bad request", err)
 	}
 }
 

@@ -90,7 +90,7 @@ func (r *Resource) updateStrategy(sub string) rest.RESTUpdateStrategy {
 
 func checkName(obj store.Object, namespace, name string) error {
 	if obj.GetName() == "" {
-		obj.SetName(name)
+		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s based on URL) was undeterminable: name must be provided", name))
 	}
 	if obj.GetName() != name {
 		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), name))
