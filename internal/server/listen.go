@@ -22,6 +22,10 @@ const closeGrace = 5 * time.Second
 // shutdownGrace is how long requests under way may take when the process stops.
 const shutdownGrace = 5 * time.Second
 
+// farewell is how long clients have, once they are told to go elsewhere, before their watches end. A client
+// whose watch ends first watches again over the same connection, in vain, and then lists everything.
+const farewell = 100 * time.Millisecond
+
 // apiListener serves a handler over TLS on some addresses.
 type apiListener struct {
 	handler http.Handler
@@ -61,10 +65,12 @@ func (l *apiListener) Run(ctx context.Context) error {
 
 // serveAll serves handler on all listeners until ctx ends; tlsConfig nil is plain HTTP.
 func serveAll(ctx context.Context, handler http.Handler, tlsConfig *tls.Config, listeners []net.Listener, logger *slog.Logger) error {
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
 	srv := &http.Server{
 		Handler: handler, TLSConfig: tlsConfig, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 3 * time.Minute,
 		MaxHeaderBytes: 1 << 20, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return requests },
 	}
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
@@ -85,6 +91,7 @@ func serveAll(ctx context.Context, handler http.Handler, tlsConfig *tls.Config, 
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
+	defer time.AfterFunc(farewell, endRequests).Stop()
 	if srv.Shutdown(grace) != nil {
 		_ = srv.Close() // who did not finish in time is cut off
 	}
