@@ -81,7 +81,11 @@ func TestInformersGoOnAfterARestart(t *testing.T) {
 		t.Fatalf("%d lists at the start, want one an informer at least: the count is wrong", lists)
 	}
 
-	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "stopped": syscall.SIGTERM} {
+	for _, end := range []struct {
+		name   string
+		signal syscall.Signal
+	}{{"stopped", syscall.SIGTERM}, {"killed", syscall.SIGKILL}} {
+		name := end.name
 		t.Run(name, func(t *testing.T) {
 			// A watch that ends within a second and without an event makes client-go list again, whoever
 			// ended it; so every watch has an event first.
@@ -96,7 +100,7 @@ func TestInformersGoOnAfterARestart(t *testing.T) {
 
 			// What is written last before the end is not lost, and what changed is not told twice.
 			create(t, client, name+"-last-words")
-			if err := c.Kill(ctx, signal); err != nil {
+			if err := c.Kill(ctx, end.signal); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.Up(ctx); err != nil {
