@@ -447,6 +447,9 @@ func (s *Server) review(q *query, r *review) int {
 			return s.fail(q, err)
 		}
 	}
+	if err := s.opts.Registry.AdmitReview(q.context(), r.resource, r.kind, q.path.Namespace, object, opts); err != nil {
+		return s.fail(q, err)
+	}
 	var answer runtime.Object
 	if answer, err = s.answer(q, object, opts); err != nil {
 		return s.fail(q, err)

@@ -64,7 +64,9 @@ func TestIndexedWatchSeesWhatAFilterSees(t *testing.T) {
 	}
 }
 
-func sameEvent(a, b Event) bool { return a.Type == b.Type && a.Rev == b.Rev && a.Entry.Key == b.Entry.Key }
+func sameEvent(a, b Event) bool {
+	return a.Type == b.Type && a.Rev == b.Rev && a.Entry.Key == b.Entry.Key
+}
 
 func TestIndexedWatchesAreForgotten(t *testing.T) {
 	s, _ := start(t, Options{Dir: t.TempDir()})

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -79,6 +80,25 @@ func TestValidatingPolicies(t *testing.T) {
 	if text := heard.take(); err != nil || text != "" {
 		t.Errorf("warnings %q, %v after the binding was removed", text, err)
 	}
+}
+
+// TestPoliciesLeaveReviewsAlone: a policy that denies everything still lets everyone ask about rights.
+func TestPoliciesLeaveReviewsAlone(t *testing.T) {
+	w := start(t, gantrytest.Options{})
+	ns := w.namespace(t, nil)
+	w.validatingPolicy(t, "nothing", ns, func(p *admissionregistrationv1.ValidatingAdmissionPolicySpec, b *admissionregistrationv1.ValidatingAdmissionPolicyBindingSpec) {
+		p.MatchConstraints = matchRules("*", "*", "*")
+		b.MatchResources = nil
+		p.Validations = []admissionregistrationv1.Validation{{Expression: "false", Message: "nothing goes"}}
+	})
+	_, err := w.CoreV1().ConfigMaps(ns).Create(t.Context(), configMap("c"), metav1.CreateOptions{})
+	wantError(t, "a config map", err, "nothing goes")
+	_, err = w.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(), &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "pods"}},
+	}, metav1.CreateOptions{})
+	wantError(t, "a question", err, "")
+	err = w.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Delete(t.Context(), "nothing", metav1.DeleteOptions{})
+	wantError(t, "the policy's own binding", err, "")
 }
 
 func TestPolicyParameters(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -244,6 +245,36 @@ func TestConfigurationsAreNotHooked(t *testing.T) {
 	wantError(t, "the configuration itself", err, "")
 	_, err = w.CoreV1().ConfigMaps("default").Create(t.Context(), configMap("c"), metav1.CreateOptions{})
 	wantError(t, "a config map afterwards", err, "")
+}
+
+// TestWebhooksSeeReviews: a webhook is asked about questions; policies are not, or one could lock everybody out.
+func TestWebhooksSeeReviews(t *testing.T) {
+	w := start(t, gantrytest.Options{})
+	h := newHookServer(t, func(_ string, r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		if strings.Contains(string(r.Object.Raw), `"verb":"escalate"`) {
+			return deny("nobody asks that")
+		}
+		return allow()
+	})
+	validating(t, w, h, "reviews", "", func(v *admissionregistrationv1.ValidatingWebhook) {
+		v.NamespaceSelector = nil
+		v.Rules = rule("authorization.k8s.io", "v1", "*", admissionregistrationv1.Create)
+	})
+	ask := func(verb string) error {
+		_, err := w.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(), &authorizationv1.SelfSubjectAccessReview{
+			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Resource: "pods"}},
+		}, metav1.CreateOptions{})
+		return err
+	}
+	wantError(t, "a question", ask("get"), "")
+	wantError(t, "another one", ask("escalate"), "nobody asks that")
+	if seen := h.take(); len(seen) != 2 || seen[0].request.Kind.Kind != "SelfSubjectAccessReview" {
+		t.Errorf("asked %+v; want about two reviews", seen)
+	}
+	_, err := w.AuthorizationV1().LocalSubjectAccessReviews("none").Create(t.Context(), &authorizationv1.LocalSubjectAccessReview{
+		Spec: authorizationv1.SubjectAccessReviewSpec{User: "u", ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "none", Verb: "get", Resource: "pods"}},
+	}, metav1.CreateOptions{})
+	wantError(t, "a question about a namespace that is not there", err, "")
 }
 
 func TestWebhooksSeeSubresources(t *testing.T) {

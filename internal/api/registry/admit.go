@@ -34,6 +34,23 @@ func (r *Resource) attributesOf(ctx context.Context, kind schema.GroupVersionKin
 	return admission.NewAttributesRecord(obj, old, kind, namespace, name, r.Resource, sub, op, opts, dryRun, user)
 }
 
+// AdmitReview asks admission about a question, such as a SubjectAccessReview, which is answered and not stored. obj is of
+// the served version; admission may change it.
+func (r *Registry) AdmitReview(ctx context.Context, resource schema.GroupVersionResource, kind schema.GroupVersionKind, namespace string,
+	obj runtime.Object, opts *metav1.CreateOptions) error {
+	if r.admission == nil {
+		return nil
+	}
+	user, _ := genericapirequest.UserFrom(ctx)
+	obj.GetObjectKind().SetGroupVersionKind(kind)
+	opts.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind(optionsKind(opts)))
+	a := admission.NewAttributesRecord(obj, nil, kind, namespace, "", resource, "", admission.Create, opts, isDryRun(opts.DryRun), user)
+	if err := r.admission.Admit(ctx, a); err != nil {
+		return err
+	}
+	return r.admission.Validate(ctx, a)
+}
+
 func optionsKind(opts runtime.Object) string {
 	switch opts.(type) {
 	case *metav1.CreateOptions:

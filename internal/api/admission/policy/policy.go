@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/admission"
@@ -96,10 +98,15 @@ func (p *Policies) Validate(ctx context.Context, a admission.Attributes, o admis
 	return p.validate().Dispatch(ctx, a, o, p.validating.hooks(ctx))
 }
 
-// exempt keeps a policy from locking its own cure out.
+// exempt keeps a policy from locking its own cure out, and out of questions about rights, which nothing could work without
+// (upstream: pkg/kubeapiserver/admission/exclusion).
 func exempt(a admission.Attributes) bool {
 	resource := a.GetResource()
-	if resource.Group != admissionregistrationv1.GroupName {
+	switch resource.Group {
+	case authenticationv1.GroupName, authorizationv1.GroupName:
+		return true // these groups have nothing else
+	case admissionregistrationv1.GroupName:
+	default:
 		return false
 	}
 	switch resource.Resource {
