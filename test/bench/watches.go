@@ -71,8 +71,8 @@ func (b *bench) measureManyWatches(ctx context.Context, systems []*system) error
 	for i, c := range cases {
 		all[i] = rows{
 			// The delays count only if the writes keep their rate; a tenth is left for the wait for the last events.
-			rate: row{Name: c.name + ": deliveries", Unit: "/s", Target: target{valueLeast, 0.9 * float64(c.rate*c.seenBy), ""}},
-			cpu: row{Name: c.name + ": server CPU a delivery", Unit: "µs"},
+			rate:     row{Name: c.name + ": deliveries", Unit: "/s", Target: target{valueLeast, 0.9 * float64(c.rate*c.seenBy), ""}},
+			cpu:      row{Name: c.name + ": server CPU a delivery", Unit: "µs"},
 			p50:      row{Name: c.name + ": from sending the write, p50", Unit: "ms"},
 			p99:      row{Name: c.name + ": from sending the write, p99", Unit: "ms"},
 			answer50: row{Name: c.name + ": from the write's answer, p50", Unit: "ms"},

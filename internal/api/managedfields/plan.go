@@ -47,6 +47,7 @@ type node struct {
 	elem   *node        // of a dict, keyed or set
 	keys   []listKey    // of a keyed, sorted by name
 	flat   flatMap      // of a dict
+	meta   bool         // the object's own metadata
 	unsure bool         // an item of the keyed may lack all keys, which upstream takes for an error
 }
 
@@ -121,6 +122,7 @@ func (p *planner) root(typ reflect.Type, ref schema.TypeRef) *node {
 		}
 		meta := *f.node
 		meta.fields = slices.Clone(meta.fields)
+		meta.meta = true
 		for j := range meta.fields {
 			if meta.fields[j].name == "managedFields" {
 				meta.fields[j].node = &node{shape: entries}
@@ -134,7 +136,13 @@ func (p *planner) root(typ reflect.Type, ref schema.TypeRef) *node {
 // sound reports whether an error that upstream finds in an object of the kind is seen even in
 // parts that are skipped because they are the same: lists that can be in error must be fields
 // of the object itself.
-func (n *node) sound() bool {
+func (n *node) sound() bool { return n.sureFrom(2) }
+
+// certain reports whether upstream finds no such error in any object of the kind.
+func (n *node) certain() bool { return n.sureFrom(0) }
+
+// sureFrom reports whether no list that can be in error is at that depth or deeper.
+func (n *node) sureFrom(least int) bool {
 	seen := make(map[*node]bool)
 	var visit func(n *node, depth int) bool
 	visit = func(n *node, depth int) bool {
@@ -142,7 +150,7 @@ func (n *node) sound() bool {
 			return true
 		}
 		seen[n] = true
-		if n.unsure && depth > 1 || !visit(n.elem, depth+1) {
+		if n.unsure && depth >= least || !visit(n.elem, depth+1) {
 			return false
 		}
 		for i := range n.fields {

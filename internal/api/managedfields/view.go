@@ -37,6 +37,7 @@ type Tracker struct {
 	sets        sets
 	outcomes    *cache[*outcome]
 	differences *cache[*difference]
+	applied     *cache[*fieldSet] // of configurations, by their shape
 	doorkeeper  doorkeeper
 	stripped    *fieldpath.Set
 	converter   managedfields.TypeConverter
@@ -50,10 +51,13 @@ type Tracker struct {
 // kind is what the views of one kind share.
 type kind struct {
 	id   uint64
+	gvk  schema.GroupVersionKind
 	typ  reflect.Type // a pointer; nil refuses every object
 	root *node
 	// empty has the type's schema and no value.
 	empty *typed.TypedValue
+	// unsure says that upstream may find an error anywhere in an object.
+	unsure bool
 }
 
 func (k *kind) key(buf []byte) []byte { return binary.AppendUvarint(buf, k.id) }
@@ -81,6 +85,7 @@ func New(converter managedfields.TypeConverter, opts Options) (*Tracker, error) 
 		sets:        sets{cache: newCache[*fieldSet](opts.SetBytes), decoded: newCache[*fieldpath.Set](opts.SetBytes / 4)},
 		outcomes:    newCache[*outcome](opts.OutcomeBytes),
 		differences: newCache[*difference](opts.OutcomeBytes / 2),
+		applied:     newCache[*fieldSet](opts.OutcomeBytes / 2),
 		doorkeeper:  doorkeeper{seed: maphash.MakeSeed()},
 		stripped:    strippedFields(),
 		converter:   converter,
@@ -118,6 +123,7 @@ func (t *Tracker) kind(gvk schema.GroupVersionKind, empty runtime.Object) (*kind
 	t.planner.schema = value.Schema()
 	k := &kind{
 		id:    t.nextID.Add(1),
+		gvk:   gvk,
 		typ:   reflect.TypeOf(empty),
 		root:  t.planner.root(reflect.TypeOf(empty), value.TypeRef()),
 		empty: value.Empty(),
@@ -125,6 +131,7 @@ func (t *Tracker) kind(gvk schema.GroupVersionKind, empty runtime.Object) (*kind
 	if k.root.shape != object || !k.root.sound() {
 		k.typ = nil // upstream has to do all of it
 	}
+	k.unsure = !k.root.certain()
 	t.kinds[gvk] = k
 	return k, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	upstream "k8s.io/apimachinery/pkg/util/managedfields"
@@ -21,8 +22,8 @@ import (
 )
 
 // fieldManager keeps the managedFields of one kind, as seen through the object itself or
-// one of its subresources. Plain updates take the quick way of view; what that refuses, and
-// every server-side apply, is for upstream's manager.
+// one of its subresources. Writes take the quick way of view; what that refuses is for
+// upstream's manager.
 type fieldManager struct {
 	view     func() (*managedfields.View, error) // nil for custom resources
 	upstream func() (*upstream.FieldManager, error)
@@ -125,7 +126,16 @@ func (m *fieldManager) update(live, obj store.Object, manager string) (store.Obj
 
 // apply merges an applied configuration into live and returns the result. A conflict with
 // another manager is a StatusError.
-func (m *fieldManager) apply(live store.Object, config runtime.Object, manager string, force bool) (store.Object, error) {
+func (m *fieldManager) apply(live store.Object, config *unstructured.Unstructured, manager string, force bool) (store.Object, error) {
+	if m.view != nil {
+		view, err := m.view()
+		if err != nil {
+			return nil, err
+		}
+		if merged, ok := view.Apply(live, config.Object, manager); ok {
+			return asObject(merged)
+		}
+	}
 	up, err := m.upstream()
 	if err != nil {
 		return nil, err

@@ -291,14 +291,17 @@ func strategicError(err error) error {
 
 // serverSideApply merges an applied configuration.
 func (p *patcher) serverSideApply(current store.Object) (store.Object, error) {
-	config := &unstructured.Unstructured{Object: map[string]any{}}
-	data, err := yaml.YAMLToJSON(p.req.Data)
-	if err == nil {
-		err = utiljson.Unmarshal(data, &config.Object) // whole numbers stay such
+	document, plain := plainJSON(p.req.Data)
+	if !plain {
+		data, err := yaml.YAMLToJSON(p.req.Data)
+		if err == nil {
+			err = utiljson.Unmarshal(data, &document) // whole numbers stay such
+		}
+		if err != nil {
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
+		}
 	}
-	if err != nil {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
-	}
+	config := &unstructured.Unstructured{Object: document}
 	live := current
 	if live == nil {
 		live = p.empty()
@@ -308,7 +311,7 @@ func (p *patcher) serverSideApply(current store.Object) (store.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.strict() {
+	if p.strict() && !plain { // plain JSON has no key twice
 		if err := yaml.UnmarshalStrict(p.req.Data, &map[string]any{}); err != nil {
 			err = p.complain([]error{err}, func(error) error {
 				return apierrors.NewBadRequest(fmt.Sprintf("error strict decoding YAML: %v", err))
