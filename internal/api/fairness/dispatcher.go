@@ -81,8 +81,8 @@ func (d *Dispatcher) Configure(flowSchemas []*flowcontrolv1.FlowSchema, levels [
 	d.limited = nil
 	for _, object := range levels {
 		l := d.levels[object.Name]
-		if l == nil || l.exempt != (object.Spec.Type == flowcontrolv1.PriorityLevelEnablementExempt) {
-			l = &level{name: object.Name}
+		if exempt := object.Spec.Type == flowcontrolv1.PriorityLevelEnablementExempt; l == nil || l.exempt != exempt {
+			l = &level{name: object.Name, exempt: exempt}
 		}
 		if err := l.configure(object, d.opts.Seats, all); err != nil {
 			d.opts.Log.Warn("a priority level cannot be used", "name", object.Name, "error", err)
@@ -260,7 +260,7 @@ func (t *Ticket) UIDs() (flowSchema, priorityLevel []string) {
 	if t.schema == nil {
 		return nil, nil
 	}
-	return t.schema.uid, t.schema.level.uid
+	return t.schema.uid, t.schema.levelUID
 }
 
 // Schema is the name of the FlowSchema and of its level.

@@ -15,7 +15,7 @@ type level struct {
 	name string
 	uid  []string // of the PriorityLevelConfiguration, as a header's value
 
-	exempt    bool
+	exempt    bool // never changes
 	rejects   bool // instead of queueing
 	shares    int32
 	lendable  int32 // percent of the seats
@@ -55,7 +55,6 @@ type waiter struct {
 // configure takes over a configuration; seats is how many all levels have together, of all shares.
 func (l *level) configure(object *flowcontrolv1.PriorityLevelConfiguration, seats int, all int32) error {
 	l.uid = headerValue(string(object.UID))
-	l.exempt = object.Spec.Type == flowcontrolv1.PriorityLevelEnablementExempt
 	if l.exempt {
 		return nil
 	}

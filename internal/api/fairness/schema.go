@@ -22,11 +22,12 @@ type Request struct {
 
 // schema is a FlowSchema compiled.
 type schema struct {
-	name  string
-	level *level
-	by    flowcontrolv1.FlowDistinguisherMethodType // "" is one flow for all
-	rules []flowcontrolv1.PolicyRulesWithSubjects
-	uid   []string // of the FlowSchema, as a header's value
+	name     string
+	level    *level
+	by       flowcontrolv1.FlowDistinguisherMethodType // "" is one flow for all
+	rules    []flowcontrolv1.PolicyRulesWithSubjects
+	uid      []string // of the FlowSchema, as a header's value
+	levelUID []string // of its level, likewise: a level's own changes under the lock
 }
 
 // flow names the flow of a request within the schema.
@@ -70,7 +71,7 @@ func compileSchemas(objects []*flowcontrolv1.FlowSchema, levels map[string]*leve
 		if to == nil {
 			continue
 		}
-		s := &schema{name: object.Name, level: to, rules: object.Spec.Rules, uid: headerValue(string(object.UID))}
+		s := &schema{name: object.Name, level: to, rules: object.Spec.Rules, uid: headerValue(string(object.UID)), levelUID: to.uid}
 		if object.Spec.DistinguisherMethod != nil {
 			s.by = object.Spec.DistinguisherMethod.Type
 		}
