@@ -5,9 +5,11 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,8 +23,9 @@ const recordEnv = "GANTRY_E2E_RECORD"
 // fixtureNamespace has everything that fixtures hold.
 const fixtureNamespace = "fixture"
 
-// fixtureKinds are compared before and after.
-const fixtureKinds = "deployments,replicasets,services,configmaps,secrets,serviceaccounts,roles,rolebindings,leases"
+// recordedKinds are those that a new fixture has.
+const recordedKinds = "deployment,replicaset,service,configmap,secret,serviceaccount,role,rolebinding,lease,statefulset,cronjob," +
+	"horizontalpodautoscaler,poddisruptionbudget,ingress,networkpolicy,resourcequota,limitrange,podtemplate,widget"
 
 const fixtureManifest = rolloutManifest + `
 ---
@@ -62,6 +65,83 @@ apiVersion: coordination.k8s.io/v1
 kind: Lease
 metadata: {name: held}
 spec: {holderIdentity: someone, leaseDurationSeconds: 15}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  replicas: 0
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template: {metadata: {labels: {app: db}}, spec: {containers: [{name: db, image: "app:e2e"}]}}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly}
+spec:
+  suspend: true
+  schedule: "0 3 * * *"
+  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: "app:e2e"}]}}}}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web}
+spec: {scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}, minReplicas: 2, maxReplicas: 5}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: web}
+spec: {maxUnavailable: 1, selector: {matchLabels: {app: web}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec: {defaultBackend: {service: {name: web, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{}]}
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: pods}
+spec: {hard: {pods: "50"}}
+---
+apiVersion: v1
+kind: LimitRange
+metadata: {name: limits}
+spec: {limits: [{type: Container, defaultRequest: {cpu: 10m}}]}
+---
+apiVersion: v1
+kind: PodTemplate
+metadata: {name: some}
+template: {metadata: {labels: {app: some}}, spec: {containers: [{name: c, image: "app:e2e"}]}}
+---
+apiVersion: fixture.example.com/v1
+kind: Widget
+metadata: {name: large}
+spec: {size: 7}
+`
+
+// fixtureDefinition comes before what is of its kind.
+const fixtureDefinition = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.fixture.example.com}
+spec:
+  group: fixture.example.com
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, listKind: WidgetList}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec: {type: object, properties: {size: {type: integer, minimum: 1}, color: {type: string, default: blue}}}
 `
 
 // TestUpgrade starts this Gantry on the data dirs of earlier ones: what they held is there, and serves.
@@ -94,7 +174,12 @@ func upgradeFixture(t *testing.T, folder string) {
 		t.Fatal(err)
 	}
 	c.up(t)
-	if diff := cmp.Diff(want, c.fixtureObjects(t)); diff != "" {
+	kinds := map[string]bool{}
+	for key := range want {
+		kind, _, _ := strings.Cut(key, "/")
+		kinds[strings.ToLower(kind)] = true
+	}
+	if diff := cmp.Diff(want, c.fixtureObjects(t, strings.Join(slices.Sorted(maps.Keys(kinds)), ","))); diff != "" {
 		t.Errorf("objects of the data dir (-then +now):\n%s", diff)
 	}
 	c.load(t, true)
@@ -109,12 +194,12 @@ func upgradeFixture(t *testing.T, folder string) {
 }
 
 // fixtureObjects is what must not change: identity and content, by kind and name.
-func (c *cluster) fixtureObjects(t *testing.T) map[string]any {
+func (c *cluster) fixtureObjects(t *testing.T, kinds string) map[string]any {
 	t.Helper()
 	var list struct {
 		Items []map[string]any `json:"items"`
 	}
-	if err := json.Unmarshal([]byte(c.kubectl(t, "get", fixtureKinds, "-n", fixtureNamespace, "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(c.kubectl(t, "get", kinds, "-n", fixtureNamespace, "-o", "json")), &list); err != nil {
 		t.Fatal(err)
 	}
 	found := make(map[string]any)
@@ -124,7 +209,7 @@ func (c *cluster) fixtureObjects(t *testing.T) map[string]any {
 			t.Fatalf("an object has no metadata: %v", item)
 		}
 		keep := map[string]any{"uid": meta["uid"], "labels": meta["labels"], "creationTimestamp": meta["creationTimestamp"]}
-		for _, part := range []string{"spec", "data", "binaryData", "type", "immutable", "rules", "roleRef", "subjects"} {
+		for _, part := range []string{"spec", "data", "binaryData", "type", "immutable", "rules", "roleRef", "subjects", "template"} {
 			if value, ok := item[part]; ok {
 				keep[part] = value
 			}
@@ -140,9 +225,11 @@ func recordFixture(t *testing.T, folder string) {
 	c.up(t)
 	c.load(t, true)
 	c.namespace(t, fixtureNamespace)
+	c.apply(t, fixtureNamespace, fixtureDefinition)
+	c.kubectl(t, "wait", "--for=condition=Established", "crd/widgets.fixture.example.com", "--timeout=30s")
 	c.apply(t, fixtureNamespace, fixtureManifest)
 	c.kubectl(t, "rollout", "status", "-n", fixtureNamespace, "deployment/web", "--timeout=60s")
-	objects, err := json.MarshalIndent(c.fixtureObjects(t), "", " ")
+	objects, err := json.MarshalIndent(c.fixtureObjects(t, recordedKinds), "", " ")
 	if err != nil {
 		t.Fatal(err)
 	}
