@@ -74,3 +74,26 @@ func BenchmarkApply(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPatchPod is a merge patch of one annotation of a pod.
+func BenchmarkPatchPod(b *testing.B) {
+	c := start(b, Options{})
+	pod := testPod("a")
+	spec := appliedDeployment(1).(*appsv1.Deployment).Spec.Template.Spec
+	pod.Spec.Containers = spec.Containers
+	pod.Spec.NodeName = "node"
+	c.mustCreate(b, "pods", "default", pod)
+	state, w := rootTLS(b, c), &discard{header: http.Header{}}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		req := httptest.NewRequestWithContext(context.Background(), "PATCH", "/api/v1/namespaces/default/pods/a",
+			stringBody(fmt.Sprintf(`{"metadata":{"annotations":{"revision":"%d"}}}`, i)))
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+		req.TLS = state
+		clear(w.header)
+		c.ServeHTTP(w, req)
+	}
+	if w.code != 200 {
+		b.Fatal(w.code)
+	}
+}

@@ -156,6 +156,11 @@ func invalidPatch(result []byte) func(error) error {
 
 // document applies a JSON patch or a JSON merge patch.
 func (p *patcher) document(current store.Object) (store.Object, error) {
+	if p.req.Type == types.MergePatchType && p.kind == p.resource.Kind && !p.isCustom() {
+		if next, ok := metadataPatch(current, p.req.Data); ok {
+			return next, nil
+		}
+	}
 	before, err := p.encoded(current)
 	if err != nil {
 		return nil, err
