@@ -20,7 +20,6 @@ import (
 	clientset "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
@@ -159,15 +158,6 @@ func (c *cluster) update(t testing.TB, name string, change func(crd *apiextensio
 
 func (c *cluster) of(resource schema.GroupVersionResource) dynamic.ResourceInterface {
 	return c.dynamic.Resource(resource).Namespace("default")
-}
-
-func object(t testing.TB, manifest string) *unstructured.Unstructured {
-	t.Helper()
-	u := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal([]byte(manifest), &u.Object); err != nil {
-		t.Fatal(err)
-	}
-	return u
 }
 
 // do sends a request with a body and returns code and body of the answer.
