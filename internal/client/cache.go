@@ -64,6 +64,9 @@ func (c *Cache) Start(ctx context.Context) error {
 	c.waiting = nil
 	c.mu.Unlock()
 	<-ctx.Done()
+	// Who found ctx alive under the lock has joined the group by now; nobody else does.
+	c.mu.Lock()
+	c.mu.Unlock() //nolint:staticcheck // a barrier
 	c.group.Wait()
 	return nil
 }
