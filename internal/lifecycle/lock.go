@@ -103,9 +103,11 @@ func AwaitStopped(ctx context.Context, dataDir string) (bool, error) {
 	}
 }
 
+// isStopping reports whether the holder of the lock was asked to stop. One without a pid file is about to begin or
+// to end: it is looked at again.
 func isStopping(run string) bool {
 	text, err := os.ReadFile(filepath.Join(run, pidName))
-	return err == nil && strings.HasSuffix(strings.TrimSpace(string(text)), " "+stoppingMark)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.HasSuffix(strings.TrimSpace(string(text)), " "+stoppingMark)
 }
 
 // Unlock gives the data dir back and removes the pid file. A second call does nothing.
