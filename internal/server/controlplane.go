@@ -350,7 +350,14 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 		return err
 	}
 	close(cp.serving)
-	if err := cp.bootstrap(ctx); err != nil {
+	err = persist(ctx, bootstrapLimit, func() error {
+		err := cp.bootstrap(ctx)
+		if err != nil && ctx.Err() == nil {
+			cp.opts.Logger.Warn("the cluster's own objects are not all there yet", "error", err)
+		}
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("making the cluster's own objects: %w", err)
 	}
 	run("role aggregation", aggregator.Run)

@@ -20,6 +20,8 @@ var (
 	ErrSlow = errors.New("store: watcher did not keep up")
 	// ErrFull says that the database reached its quota; only deletes are taken.
 	ErrFull = errors.New("store: database space exceeded")
+	// ErrTimeout says that etcd did not answer in time; the write may have been done.
+	ErrTimeout = errors.New("store: etcd did not answer in time")
 	// ErrTooLarge says that the object is larger than one request may be.
 	ErrTooLarge = errors.New("store: object is too large")
 	// ErrSealed says that a value cannot be decrypted with the keys there are.

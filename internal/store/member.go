@@ -125,6 +125,9 @@ func (m *member) txn(ctx context.Context, txn *pb.TxnRequest) (int64, bool, erro
 		return 0, false, ErrFull
 	case errors.Is(err, etcderrors.ErrStopped):
 		return 0, false, ErrClosed
+	case errors.Is(err, etcderrors.ErrTimeout), errors.Is(err, etcderrors.ErrTimeoutDueToLeaderFail),
+		errors.Is(err, etcderrors.ErrTimeoutDueToConnectionLost):
+		return 0, false, ErrTimeout
 	case err != nil:
 		return 0, false, fmt.Errorf("writing to etcd: %w", err)
 	}

@@ -40,7 +40,7 @@ func statusError(err error, resource schema.GroupResource, name string) error {
 		return apierrors.NewInternalError(errors.New("etcdserver: mvcc: database space exceeded: delete objects or raise the quota"))
 	case errors.Is(err, store.ErrClosed):
 		return apierrors.NewServiceUnavailable("the store is stopping")
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, store.ErrTimeout):
 		return apierrors.NewTimeoutError("request did not complete within the allotted timeout", 0)
 	}
 	return err
