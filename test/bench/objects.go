@@ -48,11 +48,11 @@ func podSpec() corev1.PodSpec {
 	}
 }
 
-// simulatedNode is a Ready node that takes 110 pods.
+// simulatedNode is a Ready node. It takes 250 pods: 100 nodes hold the 10,000 that are listed and those of the Deployments.
 func simulatedNode(name string) *corev1.Node {
 	capacity := corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("64Gi"),
-		corev1.ResourcePods: resource.MustParse("110"), corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
+		corev1.ResourcePods: resource.MustParse("250"), corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
 	}
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
