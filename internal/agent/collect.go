@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"gantry.dev/gantry/internal/container"
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // How often the node is tidied up, as the kubelet does.
@@ -24,7 +25,7 @@ const (
 func (a *Agent) runCollection(ctx context.Context) {
 	unused := map[string]time.Time{} // since when an image is seen unused
 	lastImages := time.Now()
-	for pause(ctx, containerCollection) {
+	for lifecycle.Pause(ctx, containerCollection) {
 		if err := a.collectContainers(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("cannot collect dead containers", "error", err)
 		}

@@ -15,6 +15,8 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // maxQueuedEvents bounds the events that wait to be written; more are dropped.
@@ -142,7 +144,7 @@ func (r *recorder) write(ctx context.Context, correlator *record.EventCorrelator
 			r.log.Debug("an event was refused", "namespace", event.Namespace, "name", event.InvolvedObject.Name, "reason", event.Reason, "error", err)
 			return
 		}
-		if !pause(ctx, delay) {
+		if !lifecycle.Pause(ctx, delay) {
 			return
 		}
 	}

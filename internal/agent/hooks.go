@@ -15,6 +15,7 @@ import (
 	"gantry.dev/gantry/internal/agent/podconfig"
 	"gantry.dev/gantry/internal/agent/probe"
 	"gantry.dev/gantry/internal/container"
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // hookTimeout bounds an HTTP or TCP hook.
@@ -38,7 +39,7 @@ func (w *worker) runHook(ctx context.Context, pod *corev1.Pod, c *corev1.Contain
 			return fmt.Sprintf("HTTP lifecycle hook (%s) %s %v", hook.HTTPGet.Path, where, err), err
 		}
 	case hook.Sleep != nil:
-		if !pause(ctx, time.Duration(hook.Sleep.Seconds)*time.Second) {
+		if !lifecycle.Pause(ctx, time.Duration(hook.Sleep.Seconds)*time.Second) {
 			err := fmt.Errorf("container terminated before sleep hook finished")
 			return fmt.Sprintf("Sleep lifecycle hook (%d) %s %v", hook.Sleep.Seconds, where, err), err
 		}

@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // maxNodeImages is how many images a node reports, the largest first.
@@ -53,7 +55,7 @@ func (a *Agent) runNode(ctx context.Context) {
 			break
 		}
 		a.log.Warn("cannot register the node", "nodeName", a.opts.NodeName, "error", err)
-		if !pause(ctx, delay) {
+		if !lifecycle.Pause(ctx, delay) {
 			return
 		}
 	}
@@ -294,7 +296,7 @@ func (a *Agent) runLease(ctx context.Context) {
 		} else {
 			delay = nodeRetry
 		}
-		if !pause(ctx, wait) {
+		if !lifecycle.Pause(ctx, wait) {
 			return
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/informer"
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // watch subscribes to what the agent must know of the API, and returns when it has seen
@@ -141,7 +142,7 @@ func (a *Agent) removeOrphan(ctx context.Context, s container.SandboxStatus) {
 			return
 		}
 		log.Warn("cannot remove a pod that is gone", "error", err)
-		if !pause(ctx, delay) {
+		if !lifecycle.Pause(ctx, delay) {
 			return
 		}
 	}
@@ -207,18 +208,6 @@ func (a *Agent) Pod(namespace, name string) (*corev1.Pod, bool) {
 		}
 	}
 	return found, found != nil
-}
-
-// pause waits for d; false means that ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // gone reports whether the API says that a pod of that UID is no more.

@@ -15,6 +15,7 @@ import (
 	"gantry.dev/gantry/internal/agent/podstatus"
 	"gantry.dev/gantry/internal/agent/probe"
 	"gantry.dev/gantry/internal/container"
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // probeTries is how often a probe that errs (which is not: fails) is repeated at once.
@@ -208,7 +209,7 @@ func (r *probeRun) run(ctx context.Context) {
 		}
 	}
 	delay := time.Until(r.status.StartedAt.Add(time.Duration(r.spec.InitialDelaySeconds) * time.Second))
-	if delay > 0 && !pause(ctx, delay) {
+	if delay > 0 && !lifecycle.Pause(ctx, delay) {
 		return
 	}
 	period := time.Duration(max(r.spec.PeriodSeconds, 1)) * time.Second

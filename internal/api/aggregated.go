@@ -136,15 +136,7 @@ func newMergedDiscovery(local *discovery, all []aggregate.Version) *discovery {
 		grouped[version.Group] = append(grouped[version.Group], version.Discovery)
 	}
 	for _, name := range names {
-		group := metav1.APIGroup{Name: name}
-		for _, version := range grouped[name] {
-			group.Versions = append(group.Versions, metav1.GroupVersionForDiscovery{
-				GroupVersion: schema.GroupVersion{Group: name, Version: version.Version}.String(), Version: version.Version})
-		}
-		group.PreferredVersion = group.Versions[0]
-		d.groups.Groups = append(d.groups.Groups, group)
-		alone := group
-		d.group[name] = &alone
+		d.addGroup(name, grouped[name])
 	}
 	for _, version := range []string{"v2", "v2beta1"} {
 		key := aggregatedKey{"/api", version}

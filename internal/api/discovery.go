@@ -71,22 +71,26 @@ func newDiscovery(r *routes) *discovery {
 			Version: gv.Version, Freshness: apidiscovery.DiscoveryFreshnessCurrent, Resources: aggregatedResources(r, gv)})
 	}
 	for _, name := range names {
-		if name == "" {
-			continue
+		if name != "" {
+			d.addGroup(name, grouped[name])
 		}
-		group := metav1.APIGroup{Name: name}
-		for _, version := range grouped[name] {
-			group.Versions = append(group.Versions, metav1.GroupVersionForDiscovery{
-				GroupVersion: schema.GroupVersion{Group: name, Version: version.Version}.String(), Version: version.Version})
-		}
-		group.PreferredVersion = group.Versions[0]
-		d.groups.Groups = append(d.groups.Groups, group)
-		alone := group
-		d.group[name] = &alone
 	}
 	d.aggregate("/api", names, grouped, func(name string) bool { return name == "" })
 	d.aggregate("/apis", names, grouped, func(name string) bool { return name != "" })
 	return d
+}
+
+// addGroup makes what the older documents say of a group; the first of its versions is preferred.
+func (d *discovery) addGroup(name string, versions []apidiscovery.APIVersionDiscovery) {
+	group := metav1.APIGroup{Name: name}
+	for _, version := range versions {
+		group.Versions = append(group.Versions, metav1.GroupVersionForDiscovery{
+			GroupVersion: schema.GroupVersion{Group: name, Version: version.Version}.String(), Version: version.Version})
+	}
+	group.PreferredVersion = group.Versions[0]
+	d.groups.Groups = append(d.groups.Groups, group)
+	alone := group
+	d.group[name] = &alone
 }
 
 // aggregate makes both versions of the one document that holds everything below prefix.

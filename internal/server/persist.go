@@ -5,6 +5,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 const (
@@ -23,11 +25,7 @@ func persist(ctx context.Context, limit time.Duration, f func() error) error {
 		if err == nil || !apierrors.IsTimeout(err) || ctx.Err() != nil || !time.Now().Before(deadline) {
 			return err
 		}
-		timer := time.NewTimer(persistPause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !lifecycle.Pause(ctx, persistPause) {
 			return err
 		}
 	}

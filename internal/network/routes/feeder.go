@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/informer"
+	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/network/dns"
 	"gantry.dev/gantry/internal/network/feed"
 )
@@ -134,24 +135,12 @@ func (f *Feeder) Run(ctx context.Context) error {
 			said = text
 			continue
 		}
-		if !pause(ctx, delay) {
+		if !lifecycle.Pause(ctx, delay) {
 			break
 		}
 		delay = min(2*delay, maxRetryDelay)
 	}
 	return nil
-}
-
-// pause waits and reports whether ctx goes on.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // session feeds one edge until it is gone (io.EOF), something fails, or ctx ends.
@@ -178,7 +167,7 @@ func (f *Feeder) session(ctx context.Context) error {
 	f.setReady(true)
 	f.log.Info("edge fed", "pid", hello.PID, "sets", len(table.Sets))
 	for {
-		if !pause(ctx, f.opts.MinInterval) {
+		if !lifecycle.Pause(ctx, f.opts.MinInterval) {
 			return nil
 		}
 		select {

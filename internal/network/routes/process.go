@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/network/feed"
 )
 
@@ -91,7 +92,7 @@ func (f *Feeder) connect(ctx context.Context) (net.Conn, feed.Hello, error) {
 		if f.reap() {
 			return nil, hello, errors.New("the edge ended at its start; its log says why")
 		}
-		if !pause(ctx, 2*time.Millisecond) {
+		if !lifecycle.Pause(ctx, 2*time.Millisecond) {
 			return nil, hello, fmt.Errorf("starting the edge: %w", err)
 		}
 	}
@@ -147,7 +148,7 @@ func Stop(ctx context.Context, socket string) error {
 	defer cancel()
 	conn, hello, err := dial(ctx, socket)
 	for err != nil && !absent(err) { // one that hands over hangs up
-		if !pause(ctx, 5*time.Millisecond) {
+		if !lifecycle.Pause(ctx, 5*time.Millisecond) {
 			return err
 		}
 		conn, hello, err = dial(ctx, socket)
@@ -175,7 +176,7 @@ func Stop(ctx context.Context, socket string) error {
 		if err == nil {
 			_ = again.Close()
 		}
-		if !pause(ctx, 5*time.Millisecond) {
+		if !lifecycle.Pause(ctx, 5*time.Millisecond) {
 			return fmt.Errorf("waiting for the end of the edge, pid %d: %w", hello.PID, ctx.Err())
 		}
 	}

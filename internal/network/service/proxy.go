@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/informer"
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // Informers is where the proxy hears of changes.
@@ -103,7 +104,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 			p.log.Warn("service rules are behind; writing all of them anew", "error", err)
 			want, next = nil, p.opts.RetryDelay
 		}
-		if !pause(ctx, next) {
+		if !lifecycle.Pause(ctx, next) {
 			return nil
 		}
 		if want == nil {
@@ -115,18 +116,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// pause waits and reports whether ctx goes on.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // listen subscribes to changes. stop ends that.
