@@ -81,7 +81,8 @@ exec nsenter --net=` + c.ns + ` unshare --pid --fork --kill-child --mount --uts 
 	})
 	eventually(t, "systemd runs", 30*time.Second, func() error {
 		for pid := range processes(func(_ int, cmdline string) bool {
-			return strings.Contains(cmdline, systemd+" --system --unit=machine.target")
+			// Not the shells and unshare above it: their arguments hold the script, and they are in another pid namespace.
+			return strings.HasPrefix(cmdline, systemd+" --system --unit=machine.target")
 		}) {
 			if at, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && sameFile(t, at, c.ns) {
 				c.enter = []string{"-t", fmt.Sprint(pid), "--pid", "--mount", "--uts", "--ipc", "--cgroup"}
