@@ -21,6 +21,10 @@ import (
 // maxRequestBytes is etcd's own default limit of one request (etcd documentation, "System limits").
 const maxRequestBytes = 1536 * 1024
 
+// catchUpEntries is how many entries of its log a member keeps in memory for followers that are behind. A lone
+// member has none; etcd's default of 5,000 keeps the values of as many writes.
+const catchUpEntries = 100
+
 // member is the etcd member inside this process. It has no listener.
 type member struct {
 	server *etcdserver.EtcdServer
@@ -45,7 +49,7 @@ func newMember(opts Options) (*member, error) {
 		TickMs:                  uint(opts.Tick / time.Millisecond),
 		ElectionTicks:           10,
 		SnapshotCount:           etcdserver.DefaultSnapshotCount,
-		SnapshotCatchUpEntries:  etcdserver.DefaultSnapshotCatchUpEntries,
+		SnapshotCatchUpEntries:  catchUpEntries,
 		MaxSnapFiles:            5,
 		MaxWALFiles:             5,
 		MaxTxnOps:               128,

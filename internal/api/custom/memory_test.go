@@ -13,13 +13,14 @@ import (
 	"gantry.dev/gantry/internal/gantrytest"
 )
 
-// largeDefinition is as large as those of the operators that people install: 160 fields with texts.
-func largeDefinition(i int) *apiextensionsv1.CustomResourceDefinition {
+// largeDefinition is as large as those of the operators that people install: fields of every kind with texts,
+// in eight parts.
+func largeDefinition(i, fields int) *apiextensionsv1.CustomResourceDefinition {
 	text := "is one of the many settings of this part; when it is left out, a value that suits most is chosen."
 	spec := apiextensionsv1.JSONSchemaProps{Type: "object", Properties: map[string]apiextensionsv1.JSONSchemaProps{}}
 	for part := range 8 {
 		section := apiextensionsv1.JSONSchemaProps{Type: "object", Description: "A part of the whole.", Properties: map[string]apiextensionsv1.JSONSchemaProps{}}
-		for field := range 19 {
+		for field := range fields - 1 {
 			name := fmt.Sprintf("setting%d", field)
 			section.Properties[name] = apiextensionsv1.JSONSchemaProps{Type: "string", Description: fmt.Sprintf("%s %s (%d, %d)", name, text, i, part)}
 		}
@@ -54,6 +55,13 @@ func heap() int64 {
 // TestTwoHundredDefinitions holds what definitions cost that nobody has used yet, and that clients
 // have asked discovery for.
 func TestTwoHundredDefinitions(t *testing.T) {
+	for name, fields := range map[string]int{"of 26 kB": 20, "of 49 kB": 37} {
+		t.Run(name, func(t *testing.T) { twoHundredDefinitions(t, fields) })
+	}
+}
+
+func twoHundredDefinitions(t *testing.T, fields int) {
+	t.Helper()
 	const count, limit = 200, 60 << 20
 	c := start(t, gantrytest.Options{})
 	c.define(t, cronTabs) // what every first use costs
@@ -62,12 +70,12 @@ func TestTwoHundredDefinitions(t *testing.T) {
 	}
 	c.do(t, "GET", "/apis", "")
 	before := heap()
-	data, err := json.Marshal(largeDefinition(0))
+	data, err := json.Marshal(largeDefinition(0, fields))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range count {
-		if err := c.Client.Create(t.Context(), largeDefinition(i)); err != nil {
+		if err := c.Client.Create(t.Context(), largeDefinition(i, fields)); err != nil {
 			t.Fatal(err)
 		}
 	}
