@@ -13,6 +13,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,10 +42,9 @@ type Controller struct {
 	opts      Options
 	loop      *controller.Loop
 
-	cidr sync.Mutex // held while a node is given addresses, so that no two get the same
-
-	mu     sync.Mutex // guards health
+	mu     sync.Mutex // guards the fields below
 	health map[string]health
+	ranges *ranges
 }
 
 // health is when a node was last heard.
@@ -73,7 +73,7 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 	if opts.Grace < 0 || opts.StartupGrace < 0 {
 		return nil, fmt.Errorf("node: Grace %v and StartupGrace %v must not be negative", opts.Grace, opts.StartupGrace)
 	}
-	nc := &Controller{client: c, informers: informers, recorder: recorder, opts: opts, health: map[string]health{}}
+	nc := &Controller{client: c, informers: informers, recorder: recorder, opts: opts}
 	loop, err := controller.NewLoop(controller.LoopOptions{Name: "node", Workers: opts.Workers, Log: opts.Log, Reconcile: nc.reconcile})
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 // Run reconciles until ctx ends. It counts every node as heard when it starts.
 func (nc *Controller) Run(ctx context.Context) error {
 	nc.mu.Lock()
-	nc.health = map[string]health{}
+	nc.health, nc.ranges = map[string]health{}, newRanges(nc.opts.ClusterCIDR, nc.opts.NodeCIDRBits)
 	nc.mu.Unlock()
 	return nc.loop.Run(ctx, nc.informers)
 }
@@ -100,6 +100,7 @@ func (nc *Controller) onNode(old, current client.Object) {
 	if !ok {
 		nc.mu.Lock()
 		delete(nc.health, old.GetName())
+		nc.ranges.release(old.GetUID())
 		nc.mu.Unlock()
 		nc.event(old.GetName(), old.GetUID(), "RemovingNode", fmt.Sprintf("Node %s event: Removing Node %s from Controller", old.GetName(), old.GetName()))
 		return
@@ -107,14 +108,18 @@ func (nc *Controller) onNode(old, current client.Object) {
 	if old == nil {
 		nc.event(node.Name, node.UID, "RegisteredNode", fmt.Sprintf("Node %s event: Registered Node %s in Controller", node.Name, node.Name))
 	}
-	nc.hear(node)
+	nc.hear(node, old)
 	nc.loop.Add(controller.KeyOf(node))
 }
 
-// hear notes a node's heartbeat.
-func (nc *Controller) hear(node *corev1.Node) {
+// hear notes a node's addresses and heartbeat.
+func (nc *Controller) hear(node *corev1.Node, old client.Object) {
 	nc.mu.Lock()
 	defer nc.mu.Unlock()
+	if old != nil && old.GetUID() != node.UID { // deleted and made again between two events
+		nc.ranges.release(old.GetUID())
+	}
+	nc.ranges.hold(node)
 	h, known := nc.health[node.Name]
 	if !known || h.uid != node.UID {
 		h = health{uid: node.UID, heard: time.Now()}
@@ -150,11 +155,15 @@ func (nc *Controller) reconcile(ctx context.Context, key controller.Key) (time.D
 	if err := nc.client.Get(ctx, key, &stored); err != nil {
 		return 0, client.IgnoreNotFound(err)
 	}
-	if err := nc.assignCIDR(ctx, &stored); err != nil {
-		return 0, err
-	}
+	addressErr := nc.assignCIDR(ctx, &stored) // a node without addresses is looked after all the same
+	next, err := nc.reconcileHealth(ctx, &stored)
+	return next, errors.Join(addressErr, err)
+}
+
+// reconcileHealth marks and taints a node by what was heard of it and says when to look again.
+func (nc *Controller) reconcileHealth(ctx context.Context, stored *corev1.Node) (time.Duration, error) {
 	grace := nc.opts.Grace
-	if findCondition(&stored, corev1.NodeReady) == nil {
+	if findCondition(stored, corev1.NodeReady) == nil {
 		grace = nc.opts.StartupGrace
 	}
 	nc.mu.Lock()
@@ -170,7 +179,7 @@ func (nc *Controller) reconcile(ctx context.Context, key controller.Key) (time.D
 		if err := nc.client.Status().Update(ctx, node); err != nil {
 			return 0, client.IgnoreNotFound(fmt.Errorf("marking the node as silent: %w", err))
 		}
-		if readiness(&stored) == corev1.ConditionTrue {
+		if readiness(stored) == corev1.ConditionTrue {
 			nc.opts.Log.Info("node fell silent", "nodeName", node.Name, "grace", grace)
 			nc.event(node.Name, node.UID, "NodeNotReady", fmt.Sprintf("Node %s status is now: NodeNotReady", node.Name))
 		}
@@ -249,16 +258,12 @@ func (nc *Controller) assignCIDR(ctx context.Context, stored *corev1.Node) error
 	if stored.Spec.PodCIDR != "" || stored.DeletionTimestamp != nil {
 		return nil
 	}
-	nc.cidr.Lock()
-	defer nc.cidr.Unlock()
-	var nodes corev1.NodeList
-	if err := nc.client.List(ctx, &nodes); err != nil {
-		return fmt.Errorf("listing nodes: %w", err)
-	}
-	prefix, err := nextCIDR(nc.opts.ClusterCIDR, nc.opts.NodeCIDRBits, nodes.Items)
+	nc.mu.Lock()
+	prefix, err := nc.ranges.take(stored.UID)
+	nc.mu.Unlock()
 	if err != nil {
 		nc.event(stored.Name, stored.UID, "CIDRNotAvailable", fmt.Sprintf("Node %s status is now: CIDRNotAvailable", stored.Name))
-		return err
+		return fmt.Errorf("giving the node addresses: %w", err)
 	}
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": stored.UID},
@@ -269,7 +274,13 @@ func (nc *Controller) assignCIDR(ctx context.Context, stored *corev1.Node) error
 	}
 	updated := stored.DeepCopy()
 	if err := nc.client.Patch(ctx, updated, client.RawPatch(types.MergePatchType, body)); err != nil {
-		return client.IgnoreNotFound(fmt.Errorf("giving the node %s: %w", prefix, err))
+		if apierrors.IsNotFound(err) { // perhaps after the event of its end
+			nc.mu.Lock()
+			nc.ranges.release(stored.UID)
+			nc.mu.Unlock()
+			return nil
+		}
+		return fmt.Errorf("giving the node %s: %w", prefix, err)
 	}
 	*stored = *updated
 	return nil

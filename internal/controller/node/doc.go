@@ -3,7 +3,6 @@
 // Evictor deletes the pods that do not tolerate a node's NoExecute taints.
 //
 // What a node should say is decided by pure functions (planConditions, planTaints,
-// nextCIDR, planEviction). Which CIDRs are taken is read from the nodes themselves, so
-// nothing is lost in a crash; a Controller that starts counts every node as just heard.
+// planEviction). Which CIDRs are taken is read from the nodes themselves, so nothing is lost in a crash; a Controller that starts counts every node as just heard.
 // Start at Controller.Run.
 package node

@@ -48,7 +48,7 @@ func cidr(text string) func(*corev1.Node) {
 	return func(n *corev1.Node) { n.Spec.PodCIDR, n.Spec.PodCIDRs = text, []string{text} }
 }
 
-func TestNextCIDR(t *testing.T) {
+func TestRanges(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cluster string
 		bits    int
@@ -65,15 +65,46 @@ func TestNextCIDR(t *testing.T) {
 		"six":              {"fd00:1::/56", 64, []string{"fd00:1::/64"}, "fd00:1:0:1::/64"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var nodes []corev1.Node
+			r := newRanges(netip.MustParsePrefix(tc.cluster), tc.bits)
 			for i, text := range tc.nodes {
-				nodes = append(nodes, *newNode(fmt.Sprint(i), "", cidr(text)))
+				node := newNode(fmt.Sprint(i), "", cidr(text))
+				node.UID = types.UID(node.Name)
+				r.hold(node)
 			}
-			got, err := nextCIDR(netip.MustParsePrefix(tc.cluster), tc.bits, nodes)
+			got, err := r.take("new")
 			if (err != nil) != (tc.want == "") || (err == nil && got.String() != tc.want) {
-				t.Errorf("nextCIDR = %v, %v; want %s", got, err, tc.want)
+				t.Errorf("take = %v, %v; want %s", got, err, tc.want)
 			}
 		})
+	}
+}
+
+// Parts go round: one that became free is not given out before those that nobody had.
+func TestRangesGoRound(t *testing.T) {
+	r := newRanges(netip.MustParsePrefix("10.42.0.0/22"), 24)
+	var got []string
+	take := func(uid types.UID) {
+		part, err := r.take(uid)
+		if err != nil {
+			got = append(got, "none")
+			return
+		}
+		got = append(got, part.String())
+	}
+	take("a")
+	take("b")
+	r.release("a")
+	r.release("a")
+	take("c")
+	take("d")
+	take("e")
+	take("f")
+	r.release("b")
+	take("f")
+	take("f")
+	want := []string{"10.42.0.0/24", "10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24", "10.42.0.0/24", "none", "10.42.1.0/24", "10.42.1.0/24"}
+	if !slices.Equal(got, want) {
+		t.Errorf("parts are %v, want %v", got, want)
 	}
 }
 
@@ -180,6 +211,29 @@ func TestCIDRsAreDistinct(t *testing.T) {
 		}
 		if len(seen) != 50 || seen[""] {
 			t.Errorf("%d distinct CIDRs for 50 nodes: %v", len(seen), seen)
+		}
+	})
+}
+
+// A node for which no addresses are left is tainted like any other.
+func TestNoAddressesLeft(t *testing.T) {
+	var objs []client.Object
+	for i := range 257 { // one more than the range has parts
+		objs = append(objs, newNode(fmt.Sprintf("n%03d", i), "False"))
+	}
+	inWorld(t, objs, func(c *controllertest.Cluster, _ *notes) {
+		without := 0
+		for i := range objs {
+			node := get(t, c, objs[i].GetName())
+			if node.Spec.PodCIDR == "" {
+				without++
+			}
+			if len(node.Spec.Taints) == 0 {
+				t.Errorf("%s, which is not ready, has no taint; its addresses are %q", node.Name, node.Spec.PodCIDR)
+			}
+		}
+		if without != 1 {
+			t.Errorf("%d nodes have no addresses, want 1", without)
 		}
 	})
 }

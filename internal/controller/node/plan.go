@@ -143,68 +143,6 @@ func planTaints(node *corev1.Node, evict bool, now time.Time) ([]corev1.Taint, b
 	return taints, changed
 }
 
-// errNoCIDR says that the cluster's range has no part left.
-var errNoCIDR = errors.New("the cluster's pod range has no part left")
-
-// nextCIDR returns the first part of bits length of the range that no node has.
-func nextCIDR(cluster netip.Prefix, bits int, nodes []corev1.Node) (netip.Prefix, error) {
-	taken := map[netip.Prefix]bool{}
-	for i := range nodes {
-		for _, text := range append(slices.Clone(nodes[i].Spec.PodCIDRs), nodes[i].Spec.PodCIDR) {
-			prefix, err := netip.ParsePrefix(text)
-			if err != nil {
-				continue
-			}
-			if prefix.Bits() >= bits {
-				taken[netip.PrefixFrom(prefix.Addr(), bits).Masked()] = true
-				continue
-			}
-			// A larger part, from before the size was changed.
-			for part := range parts(prefix, bits) {
-				taken[part] = true
-			}
-		}
-	}
-	for part := range parts(cluster, bits) {
-		if !taken[part] {
-			return part, nil
-		}
-	}
-	return netip.Prefix{}, errNoCIDR
-}
-
-// parts yields the parts of a range in order.
-func parts(cluster netip.Prefix, bits int) func(yield func(netip.Prefix) bool) {
-	return func(yield func(netip.Prefix) bool) {
-		for address := cluster.Masked().Addr(); cluster.Contains(address); {
-			part := netip.PrefixFrom(address, bits)
-			if !yield(part) {
-				return
-			}
-			next, ok := after(part)
-			if !ok {
-				return
-			}
-			address = next
-		}
-	}
-}
-
-// after is the first address behind a prefix; false if there is none.
-func after(prefix netip.Prefix) (netip.Addr, bool) {
-	raw := prefix.Addr().AsSlice()
-	for bit := prefix.Bits() - 1; bit >= 0; bit-- {
-		mask := byte(1) << (7 - bit%8)
-		if raw[bit/8]&mask == 0 {
-			raw[bit/8] |= mask
-			next, ok := netip.AddrFromSlice(raw)
-			return next, ok
-		}
-		raw[bit/8] &^= mask
-	}
-	return netip.Addr{}, false
-}
-
 func checkRange(cluster netip.Prefix, bits int) error {
 	if !cluster.IsValid() {
 		return errors.New("the cluster's pod range is missing")
