@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 )
@@ -21,7 +22,7 @@ const (
 	podsPerDeployment = 100
 )
 
-// deployOutcome is how quickly 20 Deployments became 2,000 bound pods.
+// deployOutcome is how quickly Deployments became bound pods.
 type deployOutcome struct {
 	rate   float64 // pods a second
 	cpu    float64 // milliseconds of the servers' CPU time a pod
@@ -30,10 +31,36 @@ type deployOutcome struct {
 
 // measureDeploy creates the Deployments and counts the pods that a watch shows as bound.
 func measureDeploy(ctx context.Context, s *system, round int) (deployOutcome, error) {
-	if err := s.addNodes(ctx); err != nil {
+	if err := s.addNodes(ctx, nodeCount); err != nil {
 		return deployOutcome{}, err
 	}
 	namespace := fmt.Sprintf("bench-deploy-%d", round)
+	out, err := measureBound(ctx, s, namespace, deployments*podsPerDeployment, func(ctx context.Context) error {
+		return createDeployments(ctx, s, namespace, deployments, func(int) corev1.PodSpec { return podSpec() })
+	})
+	if err != nil {
+		return deployOutcome{}, err
+	}
+	return out, removeDeployed(ctx, s, namespace)
+}
+
+// createDeployments makes Deployments of 100 pods each.
+func createDeployments(ctx context.Context, s *system, namespace string, count int, spec func(i int) corev1.PodSpec) error {
+	apps := s.loader.AppsV1().Deployments(namespace)
+	err := fill(ctx, 4, count, func(ctx context.Context, i int) error {
+		made := deployment(fmt.Sprintf("web-%03d", i), podsPerDeployment)
+		made.Spec.Template.Spec = spec(i)
+		_, err := apps.Create(ctx, made, metav1.CreateOptions{})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("create the Deployments of %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// measureBound makes a namespace, calls create, and counts until a watch has shown want pods of the namespace as bound.
+func measureBound(ctx context.Context, s *system, namespace string, want int64, create func(context.Context) error) (deployOutcome, error) {
 	if err := s.namespace(ctx, namespace); err != nil {
 		return deployOutcome{}, err
 	}
@@ -46,24 +73,21 @@ func measureDeploy(ctx context.Context, s *system, round int) (deployOutcome, er
 	if err != nil {
 		return deployOutcome{}, err
 	}
-	const want = deployments * podsPerDeployment
 	begun := time.Now()
-	apps := s.loader.AppsV1().Deployments(namespace)
-	err = fill(ctx, 4, deployments, func(ctx context.Context, i int) error {
-		_, err := apps.Create(ctx, deployment(fmt.Sprintf("web-%02d", i), podsPerDeployment), metav1.CreateOptions{})
-		return err
-	})
-	if err != nil {
-		return deployOutcome{}, fmt.Errorf("create the Deployments of %s: %w", s.name, err)
+	if err := create(ctx); err != nil {
+		return deployOutcome{}, err
 	}
-	err = await(ctx, s.check, func(context.Context) error {
-		if have := bound.Load(); have < want {
-			return fmt.Errorf("%d of %d pods are bound", have, want)
+	for last := int64(-1); bound.Load() < want; { // patient while something is bound within startTimeout
+		err := await(ctx, s.check, func(context.Context) error {
+			if have := bound.Load(); have < want && have == last {
+				return fmt.Errorf("%d of %d pods are bound", have, want)
+			}
+			return nil
+		})
+		if err != nil {
+			return deployOutcome{}, fmt.Errorf("%s: %w", s.name, err)
 		}
-		return nil
-	})
-	if err != nil {
-		return deployOutcome{}, fmt.Errorf("%s: %w", s.name, err)
+		last = bound.Load()
 	}
 	took := time.Since(begun)
 	after, err := account(s)
@@ -71,7 +95,7 @@ func measureDeploy(ctx context.Context, s *system, round int) (deployOutcome, er
 		return deployOutcome{}, err
 	}
 	sum := after.since(before, make([]time.Duration, want), took)
-	return deployOutcome{rate: sum.rate, cpu: sum.cpu / 1000, others: sum.others}, removeDeployed(ctx, s, namespace)
+	return deployOutcome{rate: sum.rate, cpu: sum.cpu / 1000, others: sum.others}, nil
 }
 
 // countBound follows the pods of a namespace that have a node. A pod enters such a watch, as ADDED,

@@ -19,7 +19,10 @@ import (
 const (
 	nodeCount    = 100
 	leaseEvery   = 10 * time.Second // as a kubelet renews
+	leaseSeldom  = 20 * time.Second // with so many nodes that the renewals would be a load of their own
+	manyNodes    = 2000
 	leaseSeconds = 40
+	zones        = 10
 )
 
 // nodes keeps simulated nodes Ready by renewing their leases.
@@ -31,16 +34,16 @@ type nodes struct {
 
 func nodeName(i int) string { return fmt.Sprintf("sim-%03d", i) }
 
-// addNodes makes the simulated nodes, waits until pods may be placed on them, and keeps them alive
-// until s.stopNodes.
-func (s *system) addNodes(ctx context.Context) error {
+// addNodes makes simulated nodes, waits until pods may be placed on them, and keeps them alive
+// until s.stopNodes. A second call finds them.
+func (s *system) addNodes(ctx context.Context, count int) error {
 	if s.nodes != nil {
 		return nil
 	}
 	now := metav1.Now()
-	err := fill(ctx, 8, nodeCount, func(ctx context.Context, i int) error {
+	err := fill(ctx, 8, count, func(ctx context.Context, i int) error {
 		nodes := s.client.CoreV1().Nodes()
-		if _, err := nodes.Create(ctx, simulatedNode(nodeName(i)), metav1.CreateOptions{}); err != nil {
+		if _, err := nodes.Create(ctx, simulatedNode(i), metav1.CreateOptions{}); err != nil {
 			return err
 		}
 		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // controllers write to new nodes too
@@ -64,7 +67,7 @@ func (s *system) addNodes(ctx context.Context) error {
 	s.nodes = &nodes{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(s.nodes.done)
-		s.nodes.failed = renew(ctx, s.client)
+		s.nodes.failed = renew(ctx, s.client, count)
 	}()
 	return await(ctx, s.check, func(ctx context.Context) error {
 		list, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: simulated})
@@ -100,13 +103,17 @@ func createLease(ctx context.Context, client *kubernetes.Clientset, name string)
 }
 
 // renew renews all leases at their interval, evenly spread over it, until ctx ends.
-func renew(ctx context.Context, client *kubernetes.Clientset) error {
+func renew(ctx context.Context, client *kubernetes.Clientset, count int) error {
 	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
-	ticker := time.NewTicker(leaseEvery / nodeCount)
+	every := leaseEvery
+	if count >= manyNodes {
+		every = leaseSeldom
+	}
+	ticker := time.NewTicker(every / time.Duration(count))
 	defer ticker.Stop()
 	var once sync.Once
 	var failed error
-	for i := 0; ; i = (i + 1) % nodeCount {
+	for i := 0; ; i = (i + 1) % count {
 		select {
 		case <-ctx.Done():
 			return failed

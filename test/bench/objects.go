@@ -48,8 +48,10 @@ func podSpec() corev1.PodSpec {
 	}
 }
 
-// simulatedNode is a Ready node. It takes 250 pods: 100 nodes hold the 10,000 that are listed and those of the Deployments.
-func simulatedNode(name string) *corev1.Node {
+// simulatedNode is a Ready node in one of the zones. It takes 250 pods: 100 nodes hold the 10,000 that are listed and
+// those of the Deployments.
+func simulatedNode(i int) *corev1.Node {
+	name := nodeName(i)
 	capacity := corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("64Gi"),
 		corev1.ResourcePods: resource.MustParse("250"), corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
@@ -57,6 +59,7 @@ func simulatedNode(name string) *corev1.Node {
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
 			simulated: "true", corev1.LabelHostname: name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: "amd64",
+			corev1.LabelTopologyZone: fmt.Sprintf("zone-%d", i%zones),
 		}},
 		Status: corev1.NodeStatus{Capacity: capacity, Allocatable: capacity},
 	}

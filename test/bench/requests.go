@@ -139,7 +139,7 @@ func preparePatch(ctx context.Context, s *system) (operation, func(context.Conte
 // fillPods makes pods that run on the simulated nodes, as far as the API shows.
 func (s *system) fillPods(ctx context.Context, namespace string, count int) error {
 	return s.once(namespace, func() error {
-		if err := s.addNodes(ctx); err != nil {
+		if err := s.addNodes(ctx, nodeCount); err != nil {
 			return err
 		}
 		if err := s.namespace(ctx, namespace); err != nil {

@@ -28,13 +28,14 @@ const (
 	partMany   = "watches"
 	partDeploy = "deploy"
 	partPods   = "pods"
+	partScale  = "scale" // runs only when it is named: it takes as long as all others together
 
 	idlePods = 10
 )
 
 // parts are the names that -only takes.
 func parts() []string {
-	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods}
+	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale}
 }
 
 // bench is one run.
@@ -116,7 +117,12 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(b.opts.only) == 1 && b.opts.runs(partReady) {
+	if slices.Contains(b.opts.only, partScale) {
+		if err := b.measureScale(ctx); err != nil {
+			return err
+		}
+	}
+	if !b.opts.needsTogether() {
 		return nil
 	}
 	systems, err := b.startAll(ctx)

@@ -31,6 +31,7 @@ const (
 	startTimeout = 90 * time.Second
 	stopTimeout  = 60 * time.Second
 	poll         = 5 * time.Millisecond
+	podRange     = "10.128.0.0/11" // a part for each of 5,000 nodes
 )
 
 // system is one running cluster under test.
@@ -93,7 +94,7 @@ func startGantry(ctx context.Context, opts options, dir string) (*system, error)
 		return nil, fmt.Errorf("make a log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command(program, "up", "--data-dir", data, "--listen", "127.0.0.1:"+port, "--kubeconfig", kubeconfig, "--node-name", "bench-node")
+	cmd := exec.Command(program, "up", "--data-dir", data, "--listen", "127.0.0.1:"+port, "--kubeconfig", kubeconfig, "--node-name", "bench-node", "--pod-cidr", podRange)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	s := &system{name: gantryName, dir: dir, has: map[string]bool{}, started: time.Now()}
