@@ -22,6 +22,11 @@ const (
 // FitError says why no node can take a pod.
 type FitError struct {
 	Message string // what the PodScheduled condition and the event say
+	// Plugins are those that rejected any node: only what changes their minds helps.
+	Plugins PluginSet
+
+	// candidates are the nodes on which taking pods away may help.
+	candidates []int32
 }
 
 // Error returns the message.
@@ -53,40 +58,86 @@ type Score struct {
 	Weight int64
 }
 
-// reject names the filter that rejects a node and why; an empty filter means none does.
-func (s *State) reject(t *template, slot int32) (filter string, reasons []string, resolvable bool) {
-	switch s.static(t, s.nodes[slot].node) {
+// reject is the first filter that rejects a node, nil if none does. Outside filters have
+// the say that their pod gave them.
+func (s *State) reject(t *template, outside []outsideCheck, slot int32) *rejection {
+	node := s.nodes[slot].node
+	switch s.static(t, node) {
 	case rejectCordon:
-		return "NodeUnschedulable", []string{reasonCordon}, false
+		return &rejection{NodeUnschedulable, []string{reasonCordon}, false}
 	case rejectTaint:
-		return "TaintToleration", []string{reasonTaint}, false
+		return &rejection{TaintToleration, []string{reasonTaint}, false}
 	case rejectAffinity:
-		return "NodeAffinity", []string{reasonAffinity}, false
+		return &rejection{NodeAffinity, []string{reasonAffinity}, false}
 	case rejectName:
-		return "NodeAffinity", []string{reasonName}, false
+		return &rejection{NodeAffinity, []string{reasonName}, false}
 	}
 	if len(t.ports) > 0 && !s.portsFree(t, slot) {
-		return "NodePorts", []string{reasonPorts}, true
+		return &rejection{NodePorts, []string{reasonPorts}, true}
 	}
-	resolvable = true
+	if r := s.rejectResources(t, slot); r != nil {
+		return r
+	}
+	for i := range outside {
+		if c := &outside[i]; c.check != nil {
+			if r := c.check(node, slot); r != nil {
+				return r
+			}
+		}
+	}
+	return nil
+}
+
+func (s *State) rejectResources(t *template, slot int32) *rejection {
+	r := &rejection{plugin: NodeResourcesFit, resolvable: true}
 	base := int(slot) * s.width
 	if s.used[base+resPods]+1 > s.allocatable[base+resPods] {
-		reasons = append(reasons, reasonPods)
+		r.reasons = append(r.reasons, reasonPods)
 	}
 	for _, d := range t.demands {
 		if d.amount > s.allocatable[base+d.place]-s.used[base+d.place] {
-			reasons = append(reasons, "Insufficient "+string(s.names[d.place]))
-			resolvable = resolvable && d.amount <= s.allocatable[base+d.place]
+			r.reasons = append(r.reasons, "Insufficient "+string(s.names[d.place]))
+			r.resolvable = r.resolvable && d.amount <= s.allocatable[base+d.place]
 		}
 	}
-	if len(reasons) > 0 {
-		return "NodeResourcesFit", reasons, resolvable
+	if len(r.reasons) == 0 {
+		return nil
 	}
-	return "", nil, false
+	return r
+}
+
+// rejectNominated is reject with and without the pods nominated to the node, as passesNominated.
+func (s *State) rejectNominated(t *template, pod *corev1.Pod, outside []outsideCheck, slot int32) *rejection {
+	if len(s.nodes[slot].nominees) == 0 {
+		return s.reject(t, outside, slot)
+	}
+	there := s.seat(pod, slot)
+	r := s.reject(t, outside, slot)
+	s.unseat(there)
+	if r == nil {
+		r = s.reject(t, outside, slot)
+	}
+	return r
+}
+
+// refuse is the failure of a pod that no node may take, whatever it has.
+func (s *State) refuse(r *rejection, pod *corev1.Pod) *FitError {
+	s.reorder()
+	total := len(s.order)
+	if total == 0 {
+		return &FitError{Message: messageNoNodes}
+	}
+	failure := &FitError{Plugins: PluginsOf(r.plugin)}
+	failure.Message = fmt.Sprintf("0/%d nodes are available: %s.", total, strings.Join(r.reasons, ", "))
+	if r.resolvable {
+		failure.candidates = slices.Clone(s.order)
+	}
+	s.finish(failure, pod)
+	return failure
 }
 
 // explain makes the message for a pod that fits nowhere.
-func (s *State) explain(t *template, pod *corev1.Pod) *FitError {
+func (s *State) explain(t *template, pod *corev1.Pod, outside []outsideCheck) *FitError {
 	failure := &FitError{}
 	s.reorder()
 	total := len(s.order)
@@ -94,22 +145,66 @@ func (s *State) explain(t *template, pod *corev1.Pod) *FitError {
 		failure.Message = messageNoNodes
 		return failure
 	}
+	only, limited := onlyNodes(t, outside)
 	counts := map[string]int{}
-	resolvable := make(map[int32]bool)
 	for _, slot := range s.order {
-		_, reasons, ok := s.reject(t, slot)
-		for _, reason := range reasons {
+		r := s.limit(only, limited, t, outside, slot)
+		if r == nil {
+			r = s.rejectNominated(t, pod, outside, slot)
+		}
+		if r == nil {
+			continue
+		}
+		failure.Plugins |= PluginsOf(r.plugin)
+		for _, reason := range r.reasons {
 			counts[reason]++
 		}
-		if ok {
-			resolvable[slot] = true
+		if r.resolvable {
+			failure.candidates = append(failure.candidates, slot)
 		}
 	}
 	failure.Message = fmt.Sprintf("0/%d nodes are available: %s.", total, histogram(counts))
-	if tail := s.preemption(pod, resolvable); tail != "" {
+	s.finish(failure, pod)
+	return failure
+}
+
+// limit rejects a node that is not among the only ones that may do.
+func (s *State) limit(only map[string]struct{}, limited bool, t *template, outside []outsideCheck, slot int32) *rejection {
+	if !limited {
+		return nil
+	}
+	if _, ok := only[s.nodes[slot].node.Name]; ok {
+		return nil
+	}
+	var set PluginSet
+	if t.onlyNodes != nil {
+		set |= PluginsOf(NodeAffinity)
+	}
+	for i := range outside {
+		if outside[i].only != nil {
+			set |= PluginsOf(outside[i].plugin)
+		}
+	}
+	names := make([]string, 0, 2)
+	for _, p := range set.List() {
+		names = append(names, p.String())
+	}
+	slices.Sort(names)
+	return &rejection{set.List()[0], []string{fmt.Sprintf("node(s) didn't satisfy plugin(s) %v", names)}, false}
+}
+
+// finish says behind the message why evicting other pods would not help.
+func (s *State) finish(failure *FitError, pod *corev1.Pod) {
+	if tail := s.preemption(pod, failure.candidates); tail != "" {
 		failure.Message += " no new claims to deallocate, preemption: " + tail
 	}
-	return failure
+}
+
+func (s *State) failure(t *template, pod *corev1.Pod, outside []outsideCheck, refused *rejection) *FitError {
+	if refused != nil {
+		return s.refuse(refused, pod)
+	}
+	return s.explain(t, pod, outside)
 }
 
 func histogram(counts map[string]int) string {
@@ -123,21 +218,23 @@ func histogram(counts map[string]int) string {
 
 // preemption says why evicting other pods would not help. It is empty when that is not
 // known: there are pods of lower priority, and this scheduler does not evict them.
-func (s *State) preemption(pod *corev1.Pod, resolvable map[int32]bool) string {
+func (s *State) preemption(pod *corev1.Pod, candidates []int32) string {
 	if pod.Spec.PreemptionPolicy != nil && *pod.Spec.PreemptionPolicy == corev1.PreemptNever {
 		return "not eligible due to preemptionPolicy=Never."
 	}
 	priority := priorityOf(pod)
-	for _, p := range s.pods {
-		if p.slot != none && resolvable[p.slot] && priorityOf(p.template.pod) < priority {
-			return ""
+	for _, slot := range candidates {
+		for _, p := range s.podsOn(slot) {
+			if priorityOf(p.pod) < priority {
+				return ""
+			}
 		}
 	}
 	counts := map[string]int{}
-	if n := len(resolvable); n > 0 {
+	if n := len(candidates); n > 0 {
 		counts["No preemption victims found for incoming pod"] = n
 	}
-	if n := len(s.order) - len(resolvable); n > 0 {
+	if n := len(s.order) - len(candidates); n > 0 {
 		counts["Preemption is not helpful for scheduling"] = n
 	}
 	return fmt.Sprintf("0/%d nodes are available: %s.", len(s.order), histogram(counts))
@@ -153,26 +250,34 @@ func priorityOf(pod *corev1.Pod) int32 {
 // Diagnose tells how every node does for a pod as things are now. A pod that has a place
 // is looked at as if it were not there.
 func (s *State) Diagnose(pod *corev1.Pod) Diagnosis {
-	if p, ok := s.pods[pod.UID]; ok && p.slot != none {
-		s.charge(p, -1)
-		defer s.charge(p, 1)
+	if p := s.pods[pod.UID]; p != nil {
+		s.lift(p)
+		defer s.letDown(p)
 	}
 	t := s.newTemplate(pod) // not shared: a question leaves no trace
 	cache := &nodeCache{}
+	t.cache = cache
 	cache.grow(len(s.nodes))
 	s.reorder()
 	var d Diagnosis
 	s.scratch.slots = s.scratch.slots[:0]
+	outside, refused := s.outsideOf(pod)
 	for _, slot := range s.order {
-		if filter, reasons, resolvable := s.reject(t, slot); filter != "" {
-			d.Nodes = append(d.Nodes, NodeDiagnosis{Node: s.nodes[slot].node.Name, Filter: filter, Reasons: reasons, Resolvable: resolvable})
+		r := refused
+		if r == nil {
+			r = s.rejectNominated(t, pod, outside, slot)
+		}
+		if r != nil {
+			d.Nodes = append(d.Nodes, NodeDiagnosis{
+				Node: s.nodes[slot].node.Name, Filter: r.plugin.String(), Reasons: r.reasons, Resolvable: r.resolvable,
+			})
 			continue
 		}
 		s.judge(t, cache, slot)
 		s.scratch.slots = append(s.scratch.slots, slot)
 	}
 	if len(s.scratch.slots) == 0 {
-		d.Message = s.explain(t, pod).Message
+		d.Message = s.failure(t, pod, outside, refused).Message
 	}
 	var most limits
 	s.spreadScores(t, &most)

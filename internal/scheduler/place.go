@@ -58,13 +58,25 @@ func (s *State) Place(pod *corev1.Pod) (node string, err *FitError) {
 
 // find is Place for a template.
 func (s *State) find(t *template, pod *corev1.Pod) (int32, *FitError) {
-	if t.failure != nil && t.failedAt == s.freed {
+	at := [2]uint64{s.freed, s.added}
+	own := s.nominees[pod.UID] != nil // room is kept for this pod, not for others of its kind
+	if t.failure != nil && t.failedAt == at && !own {
 		return none, t.failure // nothing has become free since the last pod like this
 	}
-	s.collect(t)
+	outside, refused := s.outsideOf(pod)
+	if refused != nil {
+		return none, s.refuse(refused, pod)
+	}
+	if slot, ok := s.slots[pod.Status.NominatedNodeName]; ok && s.warm(t) != nil && s.passesNominated(t, pod, outside, slot) {
+		return slot, nil // others were evicted to make room here
+	}
+	s.collect(t, pod, outside)
 	if len(s.scratch.slots) == 0 {
-		t.failedAt, t.failure = s.freed, s.explain(t, pod)
-		return none, t.failure
+		failure := s.explain(t, pod, outside)
+		if outside == nil && !own {
+			t.failedAt, t.failure = at, failure
+		}
+		return none, failure
 	}
 	t.failure = nil
 	if len(s.scratch.slots) == 1 {
@@ -83,18 +95,19 @@ func enough(nodes int) int {
 }
 
 // collect fills scratch.slots with feasible nodes.
-func (s *State) collect(t *template) {
+func (s *State) collect(t *template, pod *corev1.Pod, outside []outsideCheck) {
 	s.scratch.slots = s.scratch.slots[:0]
-	if t.onlyNodes != nil {
-		for name := range t.onlyNodes {
-			if slot, ok := s.slots[name]; ok && s.feasible(t, s.warm(t), slot) {
+	s.warm(t)
+	if only, limited := onlyNodes(t, outside); limited {
+		for name := range only {
+			if slot, ok := s.slots[name]; ok && s.passesNominated(t, pod, outside, slot) {
 				s.scratch.slots = append(s.scratch.slots, slot)
 			}
 		}
 		return
 	}
 	s.reorder()
-	cache := s.warm(t)
+	cache := t.cache
 	want := enough(len(s.order))
 	at := s.start
 	seen := 0
@@ -102,6 +115,12 @@ func (s *State) collect(t *template) {
 		slot := s.order[at]
 		if at++; at == len(s.order) {
 			at = 0
+		}
+		if len(outside) > 0 || len(s.nodes[slot].nominees) > 0 {
+			if s.passesNominated(t, pod, outside, slot) {
+				s.scratch.slots = append(s.scratch.slots, slot)
+			}
+			continue
 		}
 		if s.feasible(t, cache, slot) {
 			s.scratch.slots = append(s.scratch.slots, slot)
@@ -115,6 +134,29 @@ func (s *State) collect(t *template) {
 			s.start = (at + 1) % len(s.order)
 		}
 	}
+}
+
+// onlyNodes returns the nodes that alone may do, if there is such a limit.
+func onlyNodes(t *template, outside []outsideCheck) (names map[string]struct{}, limited bool) {
+	names, limited = t.onlyNodes, t.onlyNodes != nil
+	for i := range outside {
+		only := outside[i].only
+		if only == nil {
+			continue
+		}
+		if !limited {
+			names, limited = only, true
+			continue
+		}
+		both := map[string]struct{}{}
+		for name := range only {
+			if _, ok := names[name]; ok {
+				both[name] = struct{}{}
+			}
+		}
+		names = both
+	}
+	return names, limited
 }
 
 // feasible says whether a node passes all filters.

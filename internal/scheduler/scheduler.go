@@ -181,9 +181,6 @@ func (s *Scheduler) onPod(old, current client.Object) {
 	case pod.Spec.NodeName != "":
 		s.dequeue(pod)
 		delete(s.assumed, pod.UID)
-		if p, ok := s.state.pods[pod.UID]; ok && p.node == pod.Spec.NodeName && p.slot != none && sameDemands(p.template.pod, pod) {
-			return
-		}
 		s.state.AddPod(pod, pod.Spec.NodeName)
 	case pod.Spec.SchedulerName != s.opts.Name || len(pod.Spec.SchedulingGates) > 0 || pod.DeletionTimestamp != nil:
 		s.dequeue(pod)
@@ -232,7 +229,7 @@ func (s *Scheduler) retryOn(node string) {
 		return
 	}
 	for t, pods := range s.queue.misfits {
-		if filter, _, _ := s.state.reject(t, slot); filter != "" {
+		if s.state.reject(t, nil, slot) != nil {
 			continue
 		}
 		for w := range pods {

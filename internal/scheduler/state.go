@@ -46,13 +46,18 @@ type State struct {
 	zones  map[string]int32 // zone name to number
 	images map[string]*imageState
 
-	pods      map[types.UID]placed
+	pods      map[types.UID]*placed
+	nominees  map[types.UID]*nominee
+	outside   []outsideFilter      // volumes
+	profiles  map[string]*Profile  // by schedulerName
+	fallback  *Profile             // of pods that no profile is for: they are placed by others
 	groups    map[types.UID]*group // by the UID of the pods' controller
 	seed      maphash.Seed         // of the templates' hashes
 	templates map[uint64][]*template
 	hot       []*template // those with caches, the oldest first
 
 	freed        uint64 // counts changes that may make room for a pod
+	added        uint64 // counts pods that came: company for those with affinity
 	changes      uint32 // numbers versions of nodes
 	imageChanges uint32 // counts changes of images
 
@@ -66,6 +71,9 @@ type nodeInfo struct {
 	zone    int32        // number of the zone, none without one
 	host    bool         // it has the hostname label
 	ports   map[hostPort]int32
+
+	pods     []*placed
+	nominees []*nominee
 }
 
 type imageState struct {
@@ -77,14 +85,6 @@ type hostPort struct {
 	ip       string
 	protocol corev1.Protocol
 	port     int32
-}
-
-// placed is a pod that holds room on a node.
-type placed struct {
-	slot     int32
-	node     string // name, also when there is no such node (yet)
-	template *template
-	group    *group
 }
 
 // group is the pods of one controller; they are spread over hosts and zones.
@@ -100,7 +100,7 @@ func NewState() *State {
 		seed:      maphash.MakeSeed(),
 		resources: map[corev1.ResourceName]int{},
 		slots:     map[string]int32{}, zones: map[string]int32{}, images: map[string]*imageState{},
-		pods: map[types.UID]placed{}, groups: map[types.UID]*group{}, templates: map[uint64][]*template{},
+		pods: map[types.UID]*placed{}, nominees: map[types.UID]*nominee{}, fallback: DefaultProfile(""), groups: map[types.UID]*group{}, templates: map[uint64][]*template{},
 	}
 	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourcePods} {
 		s.place(name)
@@ -161,11 +161,15 @@ func (s *State) SetNode(node *corev1.Node) bool {
 		s.setImages(slot, old, node)
 	}
 	if !known {
-		for uid, p := range s.pods {
+		for _, p := range s.pods {
 			if p.slot == none && p.node == node.Name {
-				p.slot = slot
-				s.pods[uid] = p
-				s.charge(p, 1)
+				s.settle(p, slot)
+			}
+		}
+		for _, w := range s.nominees {
+			if w.node == node.Name {
+				n := &s.nodes[slot]
+				n.nominees = append(n.nominees, w)
 			}
 		}
 	}
@@ -336,12 +340,8 @@ func (s *State) RemoveNode(name string) {
 	if !ok {
 		return
 	}
-	for uid, p := range s.pods {
-		if p.slot == slot {
-			s.charge(p, -1)
-			p.slot = none
-			s.pods[uid] = p
-		}
+	for pods := s.nodes[slot].pods; len(pods) > 0; pods = s.nodes[slot].pods {
+		s.unsettle(pods[len(pods)-1])
 	}
 	s.dropImages(slot, s.nodes[slot].node)
 	s.imageChanges++
@@ -355,72 +355,14 @@ func (s *State) RemoveNode(name string) {
 	s.disordered = true
 }
 
-// AddPod charges a pod to the node it is on, or assumes it to be on it. A pod that is
-// known already is moved.
-func (s *State) AddPod(pod *corev1.Pod, node string) {
-	s.RemovePod(pod.UID)
-	p := placed{slot: none, node: node, template: s.template(pod)}
-	p.template.pods++
-	if slot, ok := s.slots[node]; ok {
-		p.slot = slot
+// chargeGroup counts a pod among those of its controller.
+func (s *State) chargeGroup(p *placed, sign int64) {
+	if p.group == nil {
+		return
 	}
-	if owner := p.template.owner; owner != "" {
-		p.group = s.groups[owner]
-		if p.group == nil {
-			p.group = &group{onNode: map[int32]int32{}, inZone: map[int32]int32{}}
-			s.groups[owner] = p.group
-		}
-		p.group.pods++
-	}
-	s.pods[pod.UID] = p
-	if p.slot != none {
-		s.charge(p, 1)
-	}
-}
-
-// RemovePod releases what a pod holds and returns the name of the node it was on, if any.
-func (s *State) RemovePod(uid types.UID) (node string, ok bool) {
-	p, ok := s.pods[uid]
-	if !ok {
-		return "", false
-	}
-	delete(s.pods, uid)
-	if p.slot != none {
-		s.charge(p, -1)
-		s.freed++
-	}
-	if p.group != nil {
-		if p.group.pods--; p.group.pods == 0 {
-			delete(s.groups, p.template.owner)
-		}
-	}
-	s.unref(p.template)
-	return p.node, true
-}
-
-// charge adds (sign 1) or takes back (sign -1) what a pod asks for on its node.
-func (s *State) charge(p placed, sign int64) {
-	vector := s.used[int(p.slot)*s.width : int(p.slot+1)*s.width]
-	for _, d := range p.template.demands {
-		vector[d.place] += sign * d.amount
-	}
-	vector[resPods] += sign
-	s.scored[2*p.slot] += sign * p.template.scoredCPU
-	s.scored[2*p.slot+1] += sign * p.template.scoredMemory
-	n := &s.nodes[p.slot]
-	for _, port := range p.template.ports {
-		if n.ports == nil {
-			n.ports = map[hostPort]int32{}
-		}
-		if n.ports[port] += int32(sign); n.ports[port] == 0 {
-			delete(n.ports, port)
-		}
-	}
-	if p.group != nil {
-		add(p.group.onNode, p.slot, int32(sign))
-		add(p.group.inZone, n.zone, int32(sign))
-		s.scratch.moved(p.group, p.slot, int32(sign))
-	}
+	add(p.group.onNode, p.slot, int32(sign))
+	add(p.group.inZone, s.nodes[p.slot].zone, int32(sign))
+	s.scratch.moved(p.group, p.slot, int32(sign))
 }
 
 // normalImage gives an image name without a tag the tag it implies.

@@ -36,6 +36,8 @@ type template struct {
 	pod  *corev1.Pod // the first pod seen; the source of all below, read-only
 	pods int         // placed or waiting pods that use it
 
+	profile *Profile
+
 	demands                 []demand
 	scoredCPU, scoredMemory int64
 	ports                   []hostPort
@@ -52,7 +54,7 @@ type template struct {
 
 	cache *nodeCache // nil unless the template is hot
 
-	failedAt uint64    // State.freed when no node was found last
+	failedAt [2]uint64 // State.freed and State.added when no node was found last
 	failure  *FitError // what was found then
 }
 
@@ -70,7 +72,7 @@ type nodeCache struct {
 func (s *State) template(pod *corev1.Pod) *template {
 	sum := fingerprint(s.seed, pod)
 	for _, t := range s.templates[sum] {
-		if sameDemands(t.pod, pod) {
+		if s.sameTemplate(t, pod) {
 			return t
 		}
 	}
@@ -78,6 +80,26 @@ func (s *State) template(pod *corev1.Pod) *template {
 	t.sum = sum
 	s.templates[sum] = append(s.templates[sum], t)
 	return t
+}
+
+// sameTemplate says whether a template is that of a pod.
+func (s *State) sameTemplate(t *template, pod *corev1.Pod) bool {
+	return sameDemands(t.pod, pod) && t.profile == s.profileOf(pod)
+}
+
+// SetProfiles says what is configured, before anything else is known.
+func (s *State) SetProfiles(profiles ...*Profile) {
+	s.profiles = map[string]*Profile{}
+	for _, p := range profiles {
+		s.profiles[p.Name] = p
+	}
+}
+
+func (s *State) profileOf(pod *corev1.Pod) *Profile {
+	if p := s.profiles[pod.Spec.SchedulerName]; p != nil {
+		return p
+	}
+	return s.fallback
 }
 
 // ref is template for a pod that waits; unref ends the use.
@@ -189,7 +211,7 @@ func resizing(pod *corev1.Pod) bool {
 }
 
 func (s *State) newTemplate(pod *corev1.Pod) *template {
-	t := &template{pod: pod, containers: len(pod.Spec.Containers) + len(pod.Spec.InitContainers)}
+	t := &template{pod: pod, profile: s.profileOf(pod), containers: len(pod.Spec.Containers) + len(pod.Spec.InitContainers)}
 	s.setDemands(t, pod)
 	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
 		t.owner = owner.UID
