@@ -57,6 +57,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"replicaset-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewReplicaSets(c, i, r, workload.Options{Log: log})
 		}},
+		{"replication-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return workload.NewReplicationControllers(c, i, r, workload.Options{Log: log})
+		}},
 		{"endpointslice-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return service.New(c, i, r, service.Options{Log: log})
 		}},

@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -28,6 +29,10 @@ type claimer struct {
 	owner    client.Object
 	kind     schema.GroupVersionKind
 	selector labels.Selector
+	// member says besides the selector who may belong to the owner; nil for everybody.
+	member func(client.Object) bool
+	// pass says whose owner is left as it is, and who does not count; nil for nobody.
+	pass func(client.Object) bool
 
 	checked bool // canAdopt has been asked
 	refusal error
@@ -35,7 +40,10 @@ type claimer struct {
 
 // claim says whether obj belongs to the owner, after adopting or releasing it if needed.
 func (c *claimer) claim(ctx context.Context, obj client.Object) (bool, error) {
-	matches := c.selector.Matches(labels.Set(obj.GetLabels()))
+	if c.pass != nil && c.pass(obj) {
+		return false, nil
+	}
+	matches := c.selector.Matches(labels.Set(obj.GetLabels())) && (c.member == nil || c.member(obj))
 	ref := metav1.GetControllerOfNoCopy(obj)
 	switch {
 	case ref != nil && ref.UID != c.owner.GetUID():
@@ -102,49 +110,96 @@ func (c *claimer) canAdopt(ctx context.Context) error {
 	return c.refusal
 }
 
-// orphans knows the objects of a kind that no controller owns, by namespace. It is kept
-// up by events, so that looking for something to adopt needs no scan.
-type orphans struct {
-	mu          sync.Mutex // guards byNamespace
-	byNamespace map[string]map[string]labels.Set
+// lister reads objects of one kind; the items share their insides with the store.
+type lister[P client.Object] func(ctx context.Context, c client.Client, opts ...client.ListOption) ([]P, error)
+
+// object is a pointer to a T that is an object of the API.
+type object[T any] interface {
+	*T
+	client.Object
 }
 
-// observe takes an event.
-func (o *orphans) observe(old, current client.Object) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if current != nil && metav1.GetControllerOfNoCopy(current) == nil && current.GetDeletionTimestamp() == nil {
-		if o.byNamespace == nil {
-			o.byNamespace = map[string]map[string]labels.Set{}
+// claimed lists the objects that the claimer's owner controls, after adopting orphans that
+// match and releasing objects that no longer do. Orphans are those that events told of,
+// unless the owner is new or changed: it may be ahead of the events, so all are looked at.
+func claimed[T any, P object[T]](ctx context.Context, c *claimer, strays *orphans, list lister[P], changed bool) ([]P, error) {
+	namespace := c.owner.GetNamespace()
+	candidates, err := list(ctx, c.client, client.InNamespace(namespace), client.MatchingFields{indexOwnerUID: string(c.owner.GetUID())})
+	if err != nil {
+		return nil, err
+	}
+	stray := func(obj P) bool { return metav1.GetControllerOfNoCopy(obj) == nil }
+	switch {
+	case c.owner.GetDeletionTimestamp() != nil:
+		// adopts nothing any more
+	case changed:
+		all, err := list(ctx, c.client, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: c.selector})
+		if err != nil {
+			return nil, err
 		}
-		names := o.byNamespace[current.GetNamespace()]
-		if names == nil {
-			names = map[string]labels.Set{}
-			o.byNamespace[current.GetNamespace()] = names
+		for _, obj := range all {
+			if stray(obj) {
+				candidates = append(candidates, obj)
+			}
 		}
-		names[current.GetName()] = current.GetLabels()
-		return
+	default:
+		for _, name := range strays.matching(namespace, c.selector) {
+			obj := P(new(T))
+			err := c.client.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, obj)
+			if err != nil && !apierrors.IsNotFound(err) {
+				return nil, fmt.Errorf("getting %s/%s to adopt it: %w", namespace, name, err)
+			}
+			if err == nil && stray(obj) {
+				candidates = append(candidates, obj)
+			}
+		}
 	}
-	gone := current
-	if gone == nil {
-		gone = old
+	mine := candidates[:0]
+	var failures []error
+	for _, obj := range candidates {
+		ok, err := c.claim(ctx, obj)
+		if err != nil {
+			failures = append(failures, err)
+		} else if ok {
+			mine = append(mine, obj)
+		}
 	}
-	names := o.byNamespace[gone.GetNamespace()]
-	delete(names, gone.GetName())
-	if len(names) == 0 {
-		delete(o.byNamespace, gone.GetNamespace())
-	}
+	return mine, errors.Join(failures...)
 }
 
-// matching returns the names of the orphans that selector selects.
-func (o *orphans) matching(namespace string, selector labels.Selector) []string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var names []string
-	for name, set := range o.byNamespace[namespace] {
-		if selector.Matches(set) {
-			names = append(names, name)
-		}
+func listPods(ctx context.Context, c client.Client, opts ...client.ListOption) ([]*corev1.Pod, error) {
+	var list corev1.PodList
+	if err := c.List(ctx, &list, opts...); err != nil {
+		return nil, fmt.Errorf("listing pods: %w", err)
 	}
-	return names
+	return pointers(list.Items), nil
+}
+
+func listReplicaSets(ctx context.Context, c client.Client, opts ...client.ListOption) ([]*appsv1.ReplicaSet, error) {
+	var list appsv1.ReplicaSetList
+	if err := c.List(ctx, &list, opts...); err != nil {
+		return nil, fmt.Errorf("listing replica sets: %w", err)
+	}
+	return pointers(list.Items), nil
+}
+
+func listRevisions(ctx context.Context, c client.Client, opts ...client.ListOption) ([]*appsv1.ControllerRevision, error) {
+	var list appsv1.ControllerRevisionList
+	if err := c.List(ctx, &list, opts...); err != nil {
+		return nil, fmt.Errorf("listing controller revisions: %w", err)
+	}
+	return pointers(list.Items), nil
+}
+
+func pointers[T any](items []T) []*T {
+	out := make([]*T, len(items))
+	for i := range items {
+		out[i] = &items[i]
+	}
+	return out
+}
+
+// podsOf lists the pods whose controller has a UID.
+func podsOf(ctx context.Context, c client.Client, namespace string, owner types.UID) ([]*corev1.Pod, error) {
+	return listPods(ctx, c, client.InNamespace(namespace), client.MatchingFields{indexOwnerUID: string(owner)})
 }

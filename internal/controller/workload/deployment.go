@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -24,7 +23,7 @@ type DeploymentController struct {
 	recorder  controller.Recorder
 	opts      Options
 	loop      *controller.Loop
-	orphans   orphans
+	sets      route // of ReplicaSets to Deployments
 }
 
 // NewDeployments checks opts and returns a controller that has started nothing; call Run.
@@ -40,12 +39,18 @@ func NewDeployments(c client.Client, informers controller.Informers, recorder co
 		return nil, err
 	}
 	dc.loop = loop
-	loop.Watch(&appsv1.Deployment{}, func(_, current client.Object) {
-		if current != nil {
-			loop.Add(controller.KeyOf(current))
+	var owners selectors
+	dc.sets = route{kind: deploymentKind().Kind, owners: &owners, wake: func(owner controller.Key, _, _ client.Object) { loop.Add(owner) }}
+	loop.Watch(&appsv1.Deployment{}, func(old, current client.Object) {
+		d, ok := current.(*appsv1.Deployment)
+		if !ok {
+			owners.observe(old, nil, nil)
+			return
 		}
+		owners.observe(old, current, d.Spec.Selector)
+		loop.Add(controller.KeyOf(current))
 	})
-	loop.Watch(&appsv1.ReplicaSet{}, dc.onReplicaSet)
+	loop.Watch(&appsv1.ReplicaSet{}, dc.sets.onEvent)
 	loop.Watch(&corev1.Pod{}, dc.onPod)
 	return dc, nil
 }
@@ -55,44 +60,6 @@ func (dc *DeploymentController) Run(ctx context.Context) error { return dc.loop.
 
 // Stats returns the counts of the controller's loop.
 func (dc *DeploymentController) Stats() controller.LoopStats { return dc.loop.Stats() }
-
-func (dc *DeploymentController) onReplicaSet(old, current client.Object) {
-	dc.orphans.observe(old, current)
-	for _, rs := range []client.Object{old, current} {
-		if rs == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(rs); ref != nil {
-			if ref.Kind == deploymentKind().Kind {
-				dc.loop.Add(controller.Key{Namespace: rs.GetNamespace(), Name: ref.Name})
-			}
-			continue
-		}
-		if rs == current && labelsOrOwnerChanged(old, current) {
-			dc.offer(rs)
-		}
-	}
-}
-
-func labelsOrOwnerChanged(old, current client.Object) bool {
-	return old == nil || metav1.GetControllerOfNoCopy(old) != nil || !labels.Equals(old.GetLabels(), current.GetLabels())
-}
-
-// offer wakes the Deployments that might adopt an orphan. Orphans are rare, so a list of
-// the namespace's Deployments, read from memory, is quick enough for a handler.
-func (dc *DeploymentController) offer(rs client.Object) {
-	var list appsv1.DeploymentList
-	if err := dc.client.List(context.Background(), &list, client.InNamespace(rs.GetNamespace())); err != nil {
-		dc.opts.Log.Warn("deployments not listed for an orphan", "namespace", rs.GetNamespace(), "name", rs.GetName(), "error", err)
-		return
-	}
-	for i := range list.Items {
-		selector, err := metav1.LabelSelectorAsSelector(list.Items[i].Spec.Selector)
-		if err == nil && !selector.Empty() && selector.Matches(labels.Set(rs.GetLabels())) {
-			dc.loop.Add(controller.KeyOf(&list.Items[i]))
-		}
-	}
-}
 
 // onPod wakes a Deployment that waits for old pods to be gone before it starts new ones.
 func (dc *DeploymentController) onPod(old, current client.Object) {
@@ -137,7 +104,8 @@ func (dc *DeploymentController) reconcile(ctx context.Context, key controller.Ke
 	if selector.Empty() {
 		return 0, dc.refuseEmptySelector(ctx, d)
 	}
-	sets, err := dc.claimed(ctx, &stored, selector)
+	claims := &claimer{client: dc.client, owner: &stored, kind: deploymentKind(), selector: selector}
+	sets, err := claimed(ctx, claims, &dc.sets.strays, listReplicaSets, stored.Status.ObservedGeneration < stored.Generation)
 	if err != nil {
 		return 0, err
 	}
@@ -155,56 +123,6 @@ func (dc *DeploymentController) refuseEmptySelector(ctx context.Context, d *apps
 	}
 	d.Status.ObservedGeneration = d.Generation
 	return client.IgnoreNotFound(dc.client.Status().Update(ctx, d))
-}
-
-// claimed lists d's ReplicaSets after adopting orphans that match and releasing those
-// that no longer do.
-func (dc *DeploymentController) claimed(ctx context.Context, d *appsv1.Deployment, selector labels.Selector) ([]*appsv1.ReplicaSet, error) {
-	var list appsv1.ReplicaSetList
-	err := dc.client.List(ctx, &list, client.InNamespace(d.Namespace), client.MatchingFields{indexOwnerUID: string(d.UID)})
-	if err != nil {
-		return nil, fmt.Errorf("listing replica sets: %w", err)
-	}
-	var candidates []*appsv1.ReplicaSet
-	for i := range list.Items {
-		candidates = append(candidates, &list.Items[i])
-	}
-	if d.Status.ObservedGeneration < d.Generation {
-		// Orphans may be there whose events have not come yet.
-		var matching appsv1.ReplicaSetList
-		err := dc.client.List(ctx, &matching, client.InNamespace(d.Namespace), client.MatchingLabelsSelector{Selector: selector})
-		if err != nil {
-			return nil, fmt.Errorf("listing replica sets to adopt: %w", err)
-		}
-		for i := range matching.Items {
-			if metav1.GetControllerOfNoCopy(&matching.Items[i]) == nil {
-				candidates = append(candidates, &matching.Items[i])
-			}
-		}
-	} else {
-		for _, name := range dc.orphans.matching(d.Namespace, selector) {
-			rs := &appsv1.ReplicaSet{}
-			err := dc.client.Get(ctx, types.NamespacedName{Namespace: d.Namespace, Name: name}, rs)
-			if err != nil && !apierrors.IsNotFound(err) {
-				return nil, fmt.Errorf("getting a replica set to adopt: %w", err)
-			}
-			if err == nil && metav1.GetControllerOfNoCopy(rs) == nil {
-				candidates = append(candidates, rs)
-			}
-		}
-	}
-	claims := claimer{client: dc.client, owner: d, kind: deploymentKind(), selector: selector}
-	var mine []*appsv1.ReplicaSet
-	var failures []error
-	for _, rs := range candidates {
-		ok, err := claims.claim(ctx, rs)
-		if err != nil {
-			failures = append(failures, err)
-		} else if ok {
-			mine = append(mine, rs)
-		}
-	}
-	return mine, errors.Join(failures...)
 }
 
 // runningPods says which ReplicaSets have pods left; only Recreate needs to know.

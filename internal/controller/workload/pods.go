@@ -1,35 +1,35 @@
 package workload
 
 import (
-	"maps"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// newPod is the pod that owner's template describes.
-func newPod(owner *appsv1.ReplicaSet) *corev1.Pod {
-	template := owner.Spec.Template.DeepCopy()
-	prefix := owner.Name + "-"
+// newPod is the pod that owner, of a kind, wants from a template.
+func newPod(owner client.Object, kind schema.GroupVersionKind, from *corev1.PodTemplateSpec) *corev1.Pod {
+	template := from.DeepCopy()
+	prefix := owner.GetName() + "-"
 	// With a dash the name is easier to read; without it a longer owner name still fits.
 	if len(validation.IsDNS1123Subdomain(strings.TrimSuffix(prefix, "-")+"a")) != 0 {
-		prefix = owner.Name
+		prefix = owner.GetName()
 	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace:       owner.Namespace,
+			Namespace:       owner.GetNamespace(),
 			GenerateName:    prefix,
-			Labels:          maps.Clone(template.Labels),
+			Labels:          template.Labels,
 			Annotations:     template.Annotations,
 			Finalizers:      template.Finalizers,
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(owner, replicaSetKind())},
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(owner, kind)},
 		},
 		Spec: template.Spec,
 	}

@@ -108,7 +108,11 @@ func (w *world) start(ctx context.Context, running *sync.WaitGroup) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for _, run := range []func(context.Context) error{sets.Run, deployments.Run} {
+	replication, err := NewReplicationControllers(w, w, w.events, Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, run := range []func(context.Context) error{sets.Run, deployments.Run, replication.Run} {
 		running.Go(func() {
 			if err := run(ctx); err != nil {
 				w.t.Errorf("Run = %v", err)
