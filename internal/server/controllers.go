@@ -10,6 +10,7 @@ import (
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/controller/disruption"
 	"gantry.dev/gantry/internal/controller/gc"
 	"gantry.dev/gantry/internal/controller/namespace"
 	nodecontroller "gantry.dev/gantry/internal/controller/node"
@@ -59,6 +60,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}},
 		{"replication-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewReplicationControllers(c, i, r, workload.Options{Log: log})
+		}},
+		{"disruption-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return disruption.New(c, i, r, disruption.Options{Log: log})
 		}},
 		{"endpointslice-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return service.New(c, i, r, service.Options{Log: log})
@@ -120,6 +124,8 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 // eventSource is the component that upstream names in the events of a controller.
 func eventSource(account string) string {
 	switch account {
+	case "disruption-controller":
+		return "controllermanager"
 	case "endpointslice-controller":
 		return "endpoint-slice-controller"
 	case "generic-garbage-collector":

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -39,7 +40,10 @@ func (r *Resource) GetSub(ctx context.Context, namespace, name, sub, revision st
 		return nil, err
 	}
 	s := r.subs[sub]
-	if s == nil || s.fromParent == nil {
+	if s == nil {
+		return nil, apierrors.NewGenericServerResponse(http.StatusNotFound, "get", r.Resource.GroupResource(), name, "", 0, true)
+	}
+	if s.fromParent == nil {
 		return entry, nil
 	}
 	obj, err := s.fromParent(entry.Object)
