@@ -38,6 +38,27 @@ func (r *Runtime) SandboxStats(ctx context.Context, id string) (container.Stats,
 	return stats, nil
 }
 
+// Layer returns the folder that holds what a container has written to its root file system. There
+// is none with the snapshotter "native", which copies whole images.
+func (r *Runtime) Layer(ctx context.Context, id string) (string, error) {
+	ctx, c, err := r.find(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	mounts, err := r.snapshotter.Mounts(ctx, c.id)
+	if err != nil {
+		return "", fmt.Errorf("mounts of container %s: %w", c.cfg.Name, err)
+	}
+	for _, m := range mounts {
+		for _, option := range m.Options {
+			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+				return dir, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("container %s has no layer of its own: %w", c.cfg.Name, ErrNotFound)
+}
+
 // memoryCgroupOf returns the folder in which the memory of a cgroup is accounted.
 func memoryCgroupOf(cgroup string) string {
 	if unifiedCgroups() {
