@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/agent/stats"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/volume"
 )
@@ -200,6 +201,7 @@ type Agent struct {
 	puller   *puller
 	statuses *statusWriter
 	probes   *prober
+	stats    *stats.Reader
 
 	podCIDRs atomic.Pointer[[]string] // of the node; nil until the API has assigned them
 	cidrSet  chan struct{}            // closed when podCIDRs is first set
@@ -252,7 +254,9 @@ func New(parts Parts, opts Options) (*Agent, error) {
 	a.puller = newPuller(a)
 	a.statuses = newStatusWriter(a)
 	a.probes = newProber(a)
-	return a, nil
+	var err error
+	a.stats, err = newStats(a)
+	return a, err
 }
 
 // Run registers the node and runs its pods until ctx ends. Containers keep running when it
@@ -285,6 +289,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.dispatchRuntimeEvents(ctx, runtimeEvents) })
 	if !a.opts.DisableCollection {
 		a.spawn(a.runCollection)
+		group.Go(func() error { return a.stats.Run(ctx) })
 	}
 	<-ctx.Done()
 	a.stopWorkers()

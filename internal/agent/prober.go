@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"gantry.dev/gantry/internal/agent/nodeapi"
 	"gantry.dev/gantry/internal/agent/podconfig"
 	"gantry.dev/gantry/internal/agent/podstatus"
 	"gantry.dev/gantry/internal/agent/probe"
@@ -40,7 +42,8 @@ type resultKey struct {
 type probeSet struct {
 	worker  *worker
 	cancel  map[podstatus.Kind]context.CancelFunc
-	started chan struct{} // closed when the startup probe has succeeded
+	counts  map[podstatus.Kind]*nodeapi.ProbeCount // guarded by prober.mu
+	started chan struct{}                          // closed when the startup probe has succeeded
 	once    sync.Once
 }
 
@@ -97,6 +100,42 @@ func (p *prober) keep(w *worker, list []container.Status) {
 	}
 }
 
+// count keeps figures of one probe, as the kubelet's prober_* metrics have them.
+func (p *prober) count(c *nodeapi.ProbeCount, result podstatus.Result, ok bool, took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !ok:
+		c.Results[2]++
+	case result == podstatus.Success:
+		c.Results[0]++
+	default:
+		c.Results[1]++
+		return
+	}
+	c.Seconds += took.Seconds()
+	for i, bound := range nodeapi.ProbeBuckets() {
+		if took.Seconds() <= bound {
+			c.Buckets[i]++
+		}
+	}
+}
+
+// counts copies the figures of all probes that run.
+func (p *prober) counts() []nodeapi.ProbeCount {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var list []nodeapi.ProbeCount
+	for _, set := range p.probed {
+		for _, c := range set.counts {
+			one := *c
+			one.Buckets = slices.Clone(c.Buckets)
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
 func (p *prober) endLocked(id string, set *probeSet) {
 	for _, cancel := range set.cancel {
 		cancel()
@@ -117,7 +156,7 @@ func (p *prober) ensure(w *worker, pod *corev1.Pod, spec *corev1.Container, c co
 	if p.probed[c.ID] != nil || pod.DeletionTimestamp != nil {
 		return
 	}
-	set := &probeSet{worker: w, cancel: map[podstatus.Kind]context.CancelFunc{}, started: make(chan struct{})}
+	set := &probeSet{worker: w, cancel: map[podstatus.Kind]context.CancelFunc{}, counts: map[podstatus.Kind]*nodeapi.ProbeCount{}, started: make(chan struct{})}
 	p.probed[c.ID] = set
 	// A container that an earlier agent saw started is not asked again whether it has.
 	if reported == nil {
@@ -135,6 +174,10 @@ func (p *prober) ensure(w *worker, pod *corev1.Pod, spec *corev1.Container, c co
 		run := &probeRun{prober: p, set: set, w: w, kind: kind, spec: probeSpec, c: spec, status: c}
 		stopCtx, cancel := context.WithCancel(context.Background())
 		set.cancel[kind] = cancel
+		set.counts[kind] = &nodeapi.ProbeCount{
+			Namespace: pod.Namespace, Pod: pod.Name, PodUID: string(pod.UID), Container: spec.Name, Type: string(kind),
+			Buckets: make([]uint64, len(nodeapi.ProbeBuckets())),
+		}
 		p.agent.spawn(func(ctx context.Context) {
 			defer context.AfterFunc(ctx, cancel)()
 			run.run(stopCtx)
@@ -217,10 +260,12 @@ func (r *probeRun) run(ctx context.Context) {
 	defer ticker.Stop()
 	count, last := 0, podstatus.Unknown
 	for {
+		began := time.Now()
 		result, ok := r.once(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		r.prober.count(r.set.counts[r.kind], result, ok, time.Since(began))
 		if ok {
 			if result == last {
 				count++

@@ -10,19 +10,16 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"gantry.dev/gantry/internal/agent/nodeapi"
+	"gantry.dev/gantry/internal/agent/stats"
 )
 
-// Usage is what a container uses.
-type Usage = nodeapi.Usage
-
 // Handler makes the kubelet's HTTP API of this node. It neither listens nor authenticates.
-// usage reads what a container uses; nil reports none.
-func (a *Agent) Handler(usage func(ctx context.Context, containerID string) (Usage, error)) (http.Handler, error) {
+func (a *Agent) Handler() (http.Handler, error) {
+	cores := a.capacity[corev1.ResourceCPU]
 	return nodeapi.New(a, a.runtime, nodeapi.Options{
 		NodeName: a.opts.NodeName,
 		DialPod:  a.dialPod,
@@ -30,8 +27,9 @@ func (a *Agent) Handler(usage func(ctx context.Context, containerID string) (Usa
 			return filepath.Join(a.podLogDir(pod.Namespace, pod.Name, pod.UID), name, strconv.Itoa(attempt)+".log")
 		},
 		LogAttempts: a.logAttempts,
-		Usage:       usage,
-		NodeUsage:   nodeUsage,
+		Stats:       a.stats,
+		Probes:      a.probes.counts,
+		Cores:       int(cores.Value()),
 		HealthErrors: func() error {
 			if problem := a.readyErr.Load(); problem != nil {
 				return errors.New(*problem)
@@ -40,6 +38,24 @@ func (a *Agent) Handler(usage func(ctx context.Context, containerID string) (Usa
 		},
 		Logger: a.log,
 	})
+}
+
+// Stats measures the node and its pods.
+func (a *Agent) Stats() *stats.Reader { return a.stats }
+
+// newStats makes what measures the node. A runtime that knows where containers write has a
+// method Layer.
+func newStats(a *Agent) (*stats.Reader, error) {
+	opts := stats.Options{
+		NodeName: a.opts.NodeName, Pods: a.Pods, PodsDir: a.opts.PodsDir, LogDir: a.opts.LogDir, ImageDir: a.opts.ImageDir,
+		CgroupRoot: a.opts.CgroupRoot,
+	}
+	if runtime, ok := a.runtime.(interface {
+		Layer(ctx context.Context, containerID string) (string, error)
+	}); ok {
+		opts.Layer = runtime.Layer
+	}
+	return stats.New(opts)
 }
 
 // logAttempts lists the attempts of a container that have a log.
@@ -87,29 +103,4 @@ func (a *Agent) dialPod(ctx context.Context, pod *corev1.Pod, port int32) (net.C
 		return a.opts.DialPod(ctx, *netns, port)
 	}
 	return dialInNamespace(ctx, *netns, port)
-}
-
-// nodeUsage reads what the whole machine uses.
-func nodeUsage() (Usage, error) {
-	u := Usage{At: time.Now()}
-	text, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return u, fmt.Errorf("reading the node's CPU time: %w", err)
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	fields := strings.Fields(line)
-	for i, f := range fields {
-		if i == 0 || i == 4 || i == 5 || i > 8 { // without idle, iowait and guest
-			continue
-		}
-		ticks, err := strconv.ParseUint(f, 10, 64)
-		if err != nil {
-			return u, fmt.Errorf("reading the node's CPU time: %w", err)
-		}
-		u.CPUNanos += ticks * uint64(time.Second/100)
-	}
-	info := memoryInfo()
-	u.MemoryBytes = uint64(info["MemTotal"] - info["MemFree"])
-	u.WorkingSetBytes = uint64(info["MemTotal"] - info["MemAvailable"])
-	return u, nil
 }

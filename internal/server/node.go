@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -185,7 +186,7 @@ func containerdVersion() string {
 // buildServer makes the kubelet's API: the agent's handler behind the API's own
 // authentication and the nodes/proxy right.
 func (n *node) buildServer() error {
-	handler, err := n.agent.Handler(n.usage)
+	handler, err := n.agent.Handler()
 	if err != nil {
 		return err
 	}
@@ -196,14 +197,6 @@ func (n *node) buildServer() error {
 	return nil
 }
 
-func (n *node) usage(ctx context.Context, id string) (agent.Usage, error) {
-	s, err := n.runtime.Stats(ctx, id)
-	if err != nil {
-		return agent.Usage{}, err
-	}
-	return agent.Usage{At: s.At, CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, WorkingSetBytes: s.WorkingSetBytes, Pids: s.Pids}, nil
-}
-
 // guard lets through who may use nodes/proxy of this node, as the kubelet's webhook mode does.
 func (n *node) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -212,13 +205,17 @@ func (n *node) guard(next http.Handler) http.Handler {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return
 		}
-		decision, _, err := n.opts.controlPlane.authorizer.Authorize(r.Context(), authorizer.AttributesRecord{
-			User: response.User, Verb: nodeVerb(r.Method), APIVersion: "v1", Resource: "nodes", Subresource: nodeSubresource(r.URL.Path),
-			Name: n.opts.identity.Name, ResourceRequest: true, Path: r.URL.Path,
+		subresources := nodeSubresources(r.URL.Path)
+		allowed := slices.ContainsFunc(subresources, func(sub string) bool {
+			decision, _, err := n.opts.controlPlane.authorizer.Authorize(r.Context(), authorizer.AttributesRecord{
+				User: response.User, Verb: nodeVerb(r.Method), APIVersion: "v1", Resource: "nodes", Subresource: sub,
+				Name: n.opts.identity.Name, ResourceRequest: true, Path: r.URL.Path,
+			})
+			return err == nil && decision == authorizer.DecisionAllow
 		})
-		if err != nil || decision != authorizer.DecisionAllow {
-			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)",
-				response.User.GetName(), nodeVerb(r.Method), nodeSubresource(r.URL.Path)), http.StatusForbidden)
+		if !allowed {
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)",
+				response.User.GetName(), nodeVerb(r.Method), subresources), http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -239,15 +236,21 @@ func nodeVerb(method string) string {
 	return "get"
 }
 
-// nodeSubresource is the part of the node that a path of the kubelet's API belongs to
-// (Kubernetes documentation, "Kubelet authorization").
-func nodeSubresource(path string) string {
-	for prefix, sub := range map[string]string{"/stats": "stats", "/metrics": "metrics", "/logs": "log"} {
-		if path == prefix || strings.HasPrefix(path, prefix+"/") {
-			return sub
+// nodeSubresources are the parts of the node of which one must be allowed for a path of the
+// kubelet's API (Kubernetes documentation, "Kubelet authentication/authorization").
+func nodeSubresources(path string) []string {
+	for _, part := range []struct {
+		prefix string
+		subs   []string
+	}{
+		{"/stats", []string{"stats"}}, {"/metrics", []string{"metrics"}}, {"/logs", []string{"log"}}, {"/checkpoint", []string{"checkpoint"}},
+		{"/pods", []string{"pods", "proxy"}}, {"/runningpods", []string{"pods", "proxy"}}, {"/healthz", []string{"healthz", "proxy"}},
+	} {
+		if path == part.prefix || strings.HasPrefix(path, part.prefix+"/") {
+			return part.subs
 		}
 	}
-	return "proxy"
+	return []string{"proxy"}
 }
 
 // components are the parts in start order.

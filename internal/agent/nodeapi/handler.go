@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"gantry.dev/gantry/internal/agent/stats"
 	"gantry.dev/gantry/internal/container"
 )
 
@@ -30,31 +31,20 @@ type Streamer interface {
 	Attach(ctx context.Context, id string, streams container.Streams) error
 }
 
-// Usage is what a container or the node uses.
-type Usage struct {
-	At              time.Time
-	CPUNanos        uint64 // CPU time since the start
-	NanoCores       uint64 // CPU rate, 0 when not known
-	MemoryBytes     uint64
-	WorkingSetBytes uint64
-	Pids            uint64
-}
-
 // Options configures a Handler.
 type Options struct {
 	NodeName string
 	// DialPod connects to a port on a pod's loopback address, in its network namespace.
 	DialPod func(ctx context.Context, pod *corev1.Pod, port int32) (net.Conn, error)
 	// LogFile is the log of one attempt of a container; LogAttempts the attempts that have one.
-	LogFile     func(pod *corev1.Pod, container string, attempt int) string
-	LogAttempts func(pod *corev1.Pod, container string) []int
-	// Usage reads what a container uses; nil reports none.
-	Usage func(ctx context.Context, containerID string) (Usage, error)
-	// NodeUsage reads what the node uses; nil reports none.
-	NodeUsage    func() (Usage, error)
-	IdleTimeout  time.Duration // of streams; default 4h
-	StreamsWait  time.Duration // for a client to open its streams; default 30s
-	HealthErrors func() error  // nil is well
+	LogFile      func(pod *corev1.Pod, container string, attempt int) string
+	LogAttempts  func(pod *corev1.Pod, container string) []int
+	Stats        *stats.Reader       // measures the node; nil reports nothing
+	Probes       func() []ProbeCount // how the probes went; nil reports nothing
+	Cores        int                 // logical CPUs of the machine
+	IdleTimeout  time.Duration       // of streams; default 4h
+	StreamsWait  time.Duration       // for a client to open its streams; default 30s
+	HealthErrors func() error        // nil is well
 	Logger       *slog.Logger
 }
 
@@ -64,6 +54,7 @@ type Handler struct {
 	pods    Pods
 	runtime Streamer
 	mux     *http.ServeMux
+	started time.Time
 }
 
 // New checks opts and returns a Handler.
@@ -80,7 +71,7 @@ func New(pods Pods, runtime Streamer, opts Options) (*Handler, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{opts: opts, pods: pods, runtime: runtime, mux: http.NewServeMux()}
+	h := &Handler{opts: opts, pods: pods, runtime: runtime, mux: http.NewServeMux(), started: time.Now()}
 	h.routes()
 	return h, nil
 }
@@ -93,7 +84,10 @@ func (h *Handler) routes() {
 	h.mux.HandleFunc("GET /runningpods/{$}", h.listRunning)
 	h.mux.HandleFunc("GET /metrics", h.metrics)
 	h.mux.HandleFunc("GET /metrics/resource", h.resourceMetrics)
+	h.mux.HandleFunc("GET /metrics/cadvisor", h.cadvisorMetrics)
+	h.mux.HandleFunc("GET /metrics/probes", h.probeMetrics)
 	h.mux.HandleFunc("GET /stats/summary", h.summary)
+	h.mux.HandleFunc("POST /stats/summary", h.summary)
 	h.mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", h.logs)
 	for _, method := range []string{"GET ", "POST "} {
 		for _, uid := range []string{"", "{uid}/"} {

@@ -95,9 +95,7 @@ func serve(t *testing.T) (*httptest.Server, string) {
 			return filepath.Join(dir, fmt.Sprintf("%s-%d.log", name, attempt))
 		},
 		LogAttempts: func(*corev1.Pod, string) []int { return []int{0, 2} },
-		Usage: func(context.Context, string) (nodeapi.Usage, error) {
-			return nodeapi.Usage{CPUNanos: 5e9, WorkingSetBytes: 42}, nil
-		},
+		Stats:       statsOf(t, dir), Probes: probeCounts, Cores: 2,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -297,23 +295,5 @@ func TestLogs(t *testing.T) {
 				t.Errorf("answer is %d %q, want %d %q", code, body, tc.code, tc.want)
 			}
 		})
-	}
-}
-
-func TestFigures(t *testing.T) {
-	server, _ := serve(t)
-	for path, want := range map[string]string{
-		"/healthz":          "ok",
-		"/pods":             `"kind":"PodList"`,
-		"/metrics":          "kubelet_running_pods 1",
-		"/metrics/resource": `container_memory_working_set_bytes{container="main",namespace="default",pod="web"} 42`,
-		"/stats/summary":    `"usageCoreNanoSeconds":5000000000`,
-	} {
-		if code, body := get(t, server, path); code != 200 || !strings.Contains(body, want) {
-			t.Errorf("%s answers %d %q, want %q in it", path, code, body, want)
-		}
-	}
-	if code, _ := get(t, server, "/exec/default/none/main?command=x&output=1"); code != 404 {
-		t.Errorf("exec in a pod that is not there answers %d", code)
 	}
 }

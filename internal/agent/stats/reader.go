@@ -29,6 +29,9 @@ type Options struct {
 	// Layer is the folder of what a container has written to its root file system; nil: nobody knows.
 	Layer func(ctx context.Context, containerID string) (string, error)
 
+	// VolumeDir is where a volume of a pod lies that a claim stands for; nil: nobody knows.
+	VolumeDir func(pod *corev1.Pod, volume string) (dir string, ok bool)
+
 	Every      time.Duration // how often CPU counters are looked at; default 15s, at least 10s
 	StorageAge time.Duration // how long the size of folders is remembered; default 1m
 }
