@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/agent/device"
 	"gantry.dev/gantry/internal/agent/stats"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/volume"
@@ -105,6 +106,8 @@ type Options struct {
 	LogDir        string   // required; DATA/log/pods
 	ImageDir      string   // whose disk the image collection watches; default PodsDir
 	CgroupRoot    string   // cgroup under which kubepods lies, default "/"
+	PluginRoots   []string // folders for the sockets of device plugins, see device.Options; none: no plugins
+	DeviceFile    string   // which pod holds which device; default PodsDir/../devices.json
 	SeccompDir    string   // Localhost seccomp profiles, default PodsDir/../seccomp
 	ResolvConf    string   // the node's own, default /etc/resolv.conf
 	HostsFile     string   // the node's own, default /etc/hosts
@@ -152,6 +155,7 @@ func (o *Options) complete() error {
 	o.ImageDir = cmp.Or(o.ImageDir, o.PodsDir)
 	o.CgroupRoot = cmp.Or(o.CgroupRoot, "/")
 	o.SeccompDir = cmp.Or(o.SeccompDir, filepath.Join(filepath.Dir(o.PodsDir), "seccomp"))
+	o.DeviceFile = cmp.Or(o.DeviceFile, filepath.Join(filepath.Dir(o.PodsDir), "devices.json"))
 	o.ResolvConf = cmp.Or(o.ResolvConf, "/etc/resolv.conf")
 	o.HostsFile = cmp.Or(o.HostsFile, "/etc/hosts")
 	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
@@ -202,6 +206,8 @@ type Agent struct {
 	statuses *statusWriter
 	probes   *prober
 	stats    *stats.Reader
+	devices  *device.Manager
+	nodeNews chan struct{} // the node's status has changed
 
 	podCIDRs atomic.Pointer[[]string] // of the node; nil until the API has assigned them
 	cidrSet  chan struct{}            // closed when podCIDRs is first set
@@ -244,6 +250,7 @@ func New(parts Parts, opts Options) (*Agent, error) {
 		volumes:   parts.Volumes,
 		log:       opts.Logger,
 		cidrSet:   make(chan struct{}),
+		nodeNews:  make(chan struct{}, 1),
 		workers:   map[types.UID]*worker{},
 		events:    newRecorder(parts.Client, opts.NodeName, opts.Logger),
 	}
@@ -251,10 +258,13 @@ func New(parts Parts, opts Options) (*Agent, error) {
 	if a.capacity == nil {
 		a.capacity = detectCapacity(opts)
 	}
+	var err error
+	if a.devices, err = a.newDevices(); err != nil {
+		return nil, err
+	}
 	a.puller = newPuller(a)
 	a.statuses = newStatusWriter(a)
 	a.probes = newProber(a)
-	var err error
 	a.stats, err = newStats(a)
 	return a, err
 }
@@ -279,7 +289,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	a.running = true
 	a.mu.Unlock()
-	for _, f := range []func(context.Context){a.events.run, a.runNode, a.runLease, a.statuses.run} {
+	for _, f := range []func(context.Context){a.events.run, a.runDevices, a.runNode, a.runLease, a.statuses.run} {
 		a.spawn(f)
 	}
 	if err := a.watch(ctx, sandboxes); err != nil {

@@ -79,6 +79,7 @@ func (a *Agent) runNode(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-a.nodeNews:
 		case <-rangeSet: // with its pod range the node is ready: say so at once
 			rangeSet = nil
 		}
@@ -207,6 +208,7 @@ func (a *Agent) fillStatus(ctx context.Context, status *corev1.NodeStatus, old c
 	status.Capacity = a.capacity.DeepCopy()
 	status.Capacity[corev1.ResourcePods] = *resource.NewQuantity(int64(a.opts.MaxPods), resource.DecimalSI)
 	status.Allocatable = a.allocatable()
+	a.addDeviceCapacity(status, old.Capacity)
 	status.Addresses = nil
 	for _, ip := range a.opts.NodeIPs {
 		status.Addresses = append(status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip})

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -122,6 +123,9 @@ func (a *Agent) removeOrphans(ctx context.Context, sandboxes []container.Sandbox
 		}
 		a.spawn(func(ctx context.Context) { a.removeOrphan(ctx, s) })
 	}
+	a.devices.Reconcile(func(uid types.UID) bool {
+		return slices.ContainsFunc(sandboxes, func(s container.SandboxStatus) bool { return s.Sandbox.ID == string(uid) }) || a.knows(uid)
+	})
 	if err := a.network.Reconcile(ctx, keep); err != nil {
 		a.log.Warn("cannot clean up the networks of pods that are gone", "error", err)
 	}
@@ -133,6 +137,7 @@ func (a *Agent) removeOrphan(ctx context.Context, s container.SandboxStatus) {
 	for delay := time.Second; ; delay = min(2*delay, time.Minute) {
 		err := a.dropSandbox(ctx, s)
 		if err == nil {
+			a.devices.Release(types.UID(s.Sandbox.ID))
 			err = a.volumes.TearDown(ctx, types.UID(s.Sandbox.ID))
 		}
 		if err == nil {
@@ -167,6 +172,13 @@ func (a *Agent) dropSandbox(ctx context.Context, s container.SandboxStatus) erro
 		return fmt.Errorf("removing the pod's network: %w", err)
 	}
 	return nil
+}
+
+// knows reports whether the agent looks after a pod.
+func (a *Agent) knows(uid types.UID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.workers[uid] != nil
 }
 
 // forget drops a worker that has nothing left to do.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,6 +77,10 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, c *corev1.Container
 	if err != nil {
 		return fail("CreateContainerConfigError", err)
 	}
+	if err := w.addDevices(ctx, pod, c, &config); err != nil {
+		return fail("CreateContainerConfigError", err)
+	}
+	maps.Copy(annotations, config.Annotations)
 	config.Annotations = annotations
 	id, err := a.runtime.CreateContainer(ctx, config)
 	if err != nil {

@@ -31,7 +31,13 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod, removed bool) (time.
 		return w.terminate(ctx, pod, removed)
 	}
 	if !w.seenPod && pod.Status.Phase != corev1.PodRunning && w.failure == nil {
-		w.failure = w.agent.admit(w, pod)
+		failure, err := w.admitDevices(ctx, pod)
+		if err != nil {
+			return 0, err
+		}
+		if w.failure = failure; failure == nil {
+			w.failure = w.agent.admit(w, pod)
+		}
 	}
 	untilDeadline := w.checkDeadline(pod)
 	status := w.report(pod, false)
@@ -126,6 +132,7 @@ func (w *worker) report(pod *corev1.Pod, ended bool) corev1.PodStatus {
 		Pod: pod, Old: old, Observed: observed, Probes: w.agent.probes, Waiting: w.waiting,
 		HostIPs: w.agent.opts.NodeIPs, Ended: ended, Failure: w.failure, Now: metav1.Now(),
 	})
+	w.agent.devices.Health(w.uid, status.ContainerStatuses)
 	w.mu.Lock()
 	w.reported = &status
 	w.mu.Unlock()
@@ -413,6 +420,7 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, removed bool) (
 		// removal half-way.
 		w.keepOn()
 		w.finished = true
+		a.devices.Release(w.uid) // nothing of the pod runs: others may have its devices once the status says so
 		w.report(pod, true)
 		a.probes.drop(w)
 		if err := w.clean(ctx, pod); err != nil {

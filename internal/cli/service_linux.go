@@ -108,6 +108,8 @@ func serviceArgs(c config.Config) []string {
 	add(config.KeyClusterDomain, c.ClusterDomain)
 	add(config.KeyKubeconfig, c.Kubeconfig)
 	add(config.KeyAgentPort, fmt.Sprint(c.AgentPort))
+	add(config.KeyKubeletDir, c.KubeletDir)
+	add(config.KeyManifests, c.Manifests)
 	add(config.KeyLogLevel, strings.ToLower(c.LogLevel.String()))
 	add(config.KeyLogFormat, c.LogFormat)
 	return args

@@ -13,6 +13,12 @@ const EnvPrefix = "GANTRY_"
 // envReserved starts variables that belong to test programs and are never keys.
 const envReserved = EnvPrefix + "TEST_"
 
+// DefaultDataDir holds everything unless another folder is given.
+const DefaultDataDir = "/var/lib/gantry"
+
+// kubeletDir is where device plugins look for the kubelet unless told otherwise.
+const kubeletDir = "/var/lib/kubelet"
+
 // Names of the keys: the flag is --NAME, the variable GANTRY_NAME, the line in the file "NAME: value".
 const (
 	KeyConfig        = "config"
@@ -27,6 +33,8 @@ const (
 	KeyKubeconfig    = "kubeconfig"
 	KeyDetach        = "detach"
 	KeyAgentPort     = "agent-port"
+	KeyKubeletDir    = "kubelet-dir"
+	KeyManifests     = "pod-manifest-path"
 	KeyLogLevel      = "log-level"
 	KeyLogFormat     = "log-format"
 	KeyRuntimeConfig = "runtime-config"
@@ -50,7 +58,7 @@ func (k Key) Env() string {
 // Keys returns every setting in the order in which help shows it.
 func Keys() []Key {
 	return append([]Key{
-		{Name: KeyDataDir, Default: "/var/lib/gantry", set: setDataDir,
+		{Name: KeyDataDir, Default: DefaultDataDir, set: setDataDir,
 			Usage: "folder that holds everything Gantry keeps"},
 		{Name: KeyListen, Default: "127.0.0.1:6443", set: setListen,
 			Usage: "address and port of the API; it is also served on the node's address, same port"},
@@ -72,6 +80,10 @@ func Keys() []Key {
 			Usage: "run in the background; return once the node is ready"},
 		{Name: KeyAgentPort, Default: "10250", set: setAgentPort,
 			Usage: "port on which the node agent serves logs and exec"},
+		{Name: KeyKubeletDir, set: setKubeletDir,
+			Usage: "folder in which device plugins find the kubelet's sockets, besides the data dir (default: /var/lib/kubelet with the default data dir, else none)"},
+		{Name: KeyManifests, set: setManifests,
+			Usage: "folder, or file, of pods that run without the API (default: manifests in the data dir)"},
 		{Name: KeyLogLevel, Default: "info", set: setLogLevel,
 			Usage: "least severe messages to log: debug, info, warn or error"},
 		{Name: KeyLogFormat, Default: "text", set: setLogFormat,

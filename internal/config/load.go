@@ -83,6 +83,12 @@ func (c *Config) fill(opts Options) error {
 	if c.Kubeconfig == "" {
 		c.Kubeconfig = filepath.Join(c.DataDir, "admin.kubeconfig")
 	}
+	if c.KubeletDir == "" && c.DataDir == DefaultDataDir {
+		c.KubeletDir = kubeletDir
+	}
+	if c.Manifests == "" {
+		c.Manifests = filepath.Join(c.DataDir, "manifests")
+	}
 	if c.NodeName == "" && opts.Hostname != nil {
 		name, err := opts.Hostname()
 		if err != nil {

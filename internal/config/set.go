@@ -141,6 +141,16 @@ func setClusterDomain(c *Config, v []string) error {
 	return nil
 }
 
+func setKubeletDir(c *Config, v []string) (err error) {
+	c.KubeletDir, err = absolute(v[0])
+	return err
+}
+
+func setManifests(c *Config, v []string) (err error) {
+	c.Manifests, err = absolute(v[0])
+	return err
+}
+
 func setKubeconfig(c *Config, v []string) error {
 	if v[0] == "" {
 		return nil

@@ -58,6 +58,16 @@ type Device struct {
 	Permissions   string // of "rwm"
 }
 
+// Hook is a program that runs on the node at a stage of a container's life, as the OCI runtime
+// specification has it.
+type Hook struct {
+	Stage          string // "createRuntime", "createContainer", "startContainer", "poststart", "poststop" or "prestart"
+	Path           string
+	Args           []string
+	Env            []string
+	TimeoutSeconds *int
+}
+
 // Security restricts a container. The zero value is an unprivileged container with the
 // default capabilities and masked paths.
 type Security struct {
@@ -89,6 +99,7 @@ type Config struct {
 	Env        []string // KEY=value, in order; later wins
 	Mounts     []Mount
 	Devices    []Device
+	Hooks      []Hook
 	Resources  Resources
 	Security   Security
 	TTY        bool

@@ -154,6 +154,7 @@ func (n *node) buildAgent() error {
 		PodsDir: c.Path("pods"), LogDir: c.Path("log", "pods"), ImageDir: root,
 		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
 		KubeletPort: int32(c.AgentPort), Logger: n.opts.logger,
+		PluginRoots: pluginRoots(c), DeviceFile: c.Path("devices.json"),
 		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
 		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	})
@@ -172,6 +173,15 @@ func (i nodeInformers) GetInformer(ctx context.Context, obj ctrlclient.Object, o
 		return i.all.GetInformer(ctx, obj, opts...)
 	}
 	return i.own.GetInformer(ctx, obj, opts...)
+}
+
+// pluginRoots are the folders for the sockets of device plugins.
+func pluginRoots(c config.Config) []string {
+	roots := []string{c.DataDir}
+	if c.KubeletDir != "" && c.KubeletDir != c.DataDir {
+		roots = append(roots, c.KubeletDir)
+	}
+	return roots
 }
 
 func containerdVersion() string {

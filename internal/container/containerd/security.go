@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -115,7 +116,11 @@ func addDevices(spec *specs.Spec, cfg container.Config) error {
 		spec.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	}
 	for _, d := range cfg.Devices {
-		device, err := oci.DeviceFromPath(d.HostPath)
+		path, err := filepath.EvalSymlinks(d.HostPath)
+		if err != nil {
+			return fmt.Errorf("device %s: %w", d.HostPath, err)
+		}
+		device, err := oci.DeviceFromPath(path)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", d.HostPath, err)
 		}
@@ -125,13 +130,41 @@ func addDevices(spec *specs.Spec, cfg container.Config) error {
 		}
 		spec.Linux.Devices = slices.DeleteFunc(spec.Linux.Devices, func(other specs.LinuxDevice) bool { return other.Path == device.Path })
 		spec.Linux.Devices = append(spec.Linux.Devices, *device)
-		access := d.Permissions
-		if access == "" {
-			access = "rwm"
-		}
+		access := deviceAccess(d.Permissions)
 		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
 			Allow: true, Type: device.Type, Major: &device.Major, Minor: &device.Minor, Access: access,
 		})
+	}
+	return nil
+}
+
+// deviceAccess brings permissions into the order in which runc wants them; none are all.
+func deviceAccess(permissions string) string {
+	access := ""
+	for _, kind := range []string{"r", "w", "m"} {
+		if permissions == "" || strings.Contains(permissions, kind) {
+			access += kind
+		}
+	}
+	return access
+}
+
+// addHooks sets the programs that run at stages of the container's life.
+func addHooks(spec *specs.Spec, hooks []container.Hook) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	spec.Hooks = &specs.Hooks{}
+	stages := map[string]*[]specs.Hook{
+		"prestart": &spec.Hooks.Prestart, "createRuntime": &spec.Hooks.CreateRuntime, "createContainer": &spec.Hooks.CreateContainer, //nolint:staticcheck // old CDI files use prestart
+		"startContainer": &spec.Hooks.StartContainer, "poststart": &spec.Hooks.Poststart, "poststop": &spec.Hooks.Poststop,
+	}
+	for _, h := range hooks {
+		stage, ok := stages[h.Stage]
+		if !ok {
+			return fmt.Errorf("hook %s: stage %q is not known", h.Path, h.Stage)
+		}
+		*stage = append(*stage, specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env, Timeout: h.TimeoutSeconds})
 	}
 	return nil
 }

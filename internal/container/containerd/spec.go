@@ -78,6 +78,9 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err := addDevices(spec, in.config); err != nil {
 		return nil, err
 	}
+	if err := addHooks(spec, in.config.Hooks); err != nil {
+		return nil, err
+	}
 	if err := addSeccomp(spec, in.config.Security); err != nil {
 		return nil, err
 	}
