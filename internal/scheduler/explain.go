@@ -27,6 +27,9 @@ type FitError struct {
 
 	// candidates are the nodes on which taking pods away may help.
 	candidates []int32
+	// evictable says that some of them have pods of lower priority. Then the message does not
+	// say yet what came of preemption.
+	evictable bool
 }
 
 // Error returns the message.
@@ -121,7 +124,7 @@ func (s *State) rejectNominated(t *template, pod *corev1.Pod, outside []outsideC
 }
 
 // refuse is the failure of a pod that no node may take, whatever it has.
-func (s *State) refuse(r *rejection, pod *corev1.Pod) *FitError {
+func (s *State) refuse(r *rejection, t *template, pod *corev1.Pod) *FitError {
 	s.reorder()
 	total := len(s.order)
 	if total == 0 {
@@ -132,7 +135,7 @@ func (s *State) refuse(r *rejection, pod *corev1.Pod) *FitError {
 	if r.resolvable {
 		failure.candidates = slices.Clone(s.order)
 	}
-	s.finish(failure, pod)
+	s.finish(failure, t, pod)
 	return failure
 }
 
@@ -164,7 +167,7 @@ func (s *State) explain(t *template, pod *corev1.Pod, outside []outsideCheck) *F
 		}
 	}
 	failure.Message = fmt.Sprintf("0/%d nodes are available: %s.", total, histogram(counts))
-	s.finish(failure, pod)
+	s.finish(failure, t, pod)
 	return failure
 }
 
@@ -193,16 +196,25 @@ func (s *State) limit(only map[string]struct{}, limited bool, t *template, outsi
 	return &rejection{set.List()[0], []string{fmt.Sprintf("node(s) didn't satisfy plugin(s) %v", names)}, false}
 }
 
-// finish says behind the message why evicting other pods would not help.
-func (s *State) finish(failure *FitError, pod *corev1.Pod) {
-	if tail := s.preemption(pod, failure.candidates); tail != "" {
-		failure.Message += " no new claims to deallocate, preemption: " + tail
+// finish says behind the message why evicting other pods would not help, if that is clear.
+func (s *State) finish(failure *FitError, t *template, pod *corev1.Pod) {
+	if t.profile.Off.Has(DefaultPreemption) {
+		return
 	}
+	var tail string
+	if tail, failure.evictable = s.preemption(pod, failure.candidates); tail != "" {
+		failure.Message = withTail(failure.Message, tail)
+	}
+}
+
+// withTail puts what came of preemption behind a message.
+func withTail(message, tail string) string {
+	return message + " no new claims to deallocate, preemption: " + tail
 }
 
 func (s *State) failure(t *template, pod *corev1.Pod, outside []outsideCheck, refused *rejection) *FitError {
 	if refused != nil {
-		return s.refuse(refused, pod)
+		return s.refuse(refused, t, pod)
 	}
 	return s.explain(t, pod, outside)
 }
@@ -216,28 +228,28 @@ func histogram(counts map[string]int) string {
 	return strings.Join(lines, ", ")
 }
 
-// preemption says why evicting other pods would not help. It is empty when that is not
-// known: there are pods of lower priority, and this scheduler does not evict them.
-func (s *State) preemption(pod *corev1.Pod, candidates []int32) string {
+// preemption says why evicting other pods would not help, or that there are pods of lower
+// priority on the candidates.
+func (s *State) preemption(pod *corev1.Pod, candidates []int32) (tail string, evictable bool) {
 	if pod.Spec.PreemptionPolicy != nil && *pod.Spec.PreemptionPolicy == corev1.PreemptNever {
-		return "not eligible due to preemptionPolicy=Never."
+		return reasonNeverPreempts, false
 	}
 	priority := priorityOf(pod)
 	for _, slot := range candidates {
 		for _, p := range s.podsOn(slot) {
 			if priorityOf(p.pod) < priority {
-				return ""
+				return "", true
 			}
 		}
 	}
 	counts := map[string]int{}
 	if n := len(candidates); n > 0 {
-		counts["No preemption victims found for incoming pod"] = n
+		counts[reasonNoVictims] = n
 	}
 	if n := len(s.order) - len(candidates); n > 0 {
-		counts["Preemption is not helpful for scheduling"] = n
+		counts[reasonNotHelpful] = n
 	}
-	return fmt.Sprintf("0/%d nodes are available: %s.", len(s.order), histogram(counts))
+	return fmt.Sprintf("0/%d nodes are available: %s.", len(s.order), histogram(counts)), false
 }
 
 func priorityOf(pod *corev1.Pod) int32 {

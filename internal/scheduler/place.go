@@ -65,10 +65,12 @@ func (s *State) find(t *template, pod *corev1.Pod) (int32, *FitError) {
 	}
 	outside, refused := s.outsideOf(pod)
 	if refused != nil {
-		return none, s.refuse(refused, pod)
+		return none, s.refuse(refused, t, pod)
 	}
-	if slot, ok := s.slots[pod.Status.NominatedNodeName]; ok && s.warm(t) != nil && s.passesNominated(t, pod, outside, slot) {
-		return slot, nil // others were evicted to make room here
+	if own {
+		if slot, ok := s.slots[s.nominatedTo(pod.UID)]; ok && s.warm(t) != nil && s.passesNominated(t, pod, outside, slot) {
+			return slot, nil // others were evicted to make room here
+		}
 	}
 	s.collect(t, pod, outside)
 	if len(s.scratch.slots) == 0 {

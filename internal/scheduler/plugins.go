@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"math/bits"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -94,6 +95,12 @@ type Profile struct {
 	AddedAffinity *corev1.NodeAffinity // of every pod, beside its own
 	// PercentageOfNodesToScore says how many feasible nodes are enough; 0 adapts to the number of nodes.
 	PercentageOfNodesToScore int32
+
+	// Preemption compares so many nodes: a percentage of those on which it may help, at least
+	// the absolute number.
+	MinCandidatePercent, MinCandidateNodes int32
+
+	VolumeBindTimeout time.Duration // how long a pod waits for its volumes to be bound
 }
 
 // StrategyType is how NodeResourcesFit scores.
@@ -133,7 +140,9 @@ func DefaultProfile(name string) *Profile {
 			{TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway, MaxSkew: 3},
 			{TopologyKey: corev1.LabelTopologyZone, WhenUnsatisfiable: corev1.ScheduleAnyway, MaxSkew: 5},
 		},
-		SystemDefaulted: true,
+		SystemDefaulted:     true,
+		MinCandidatePercent: 10, MinCandidateNodes: 100,
+		VolumeBindTimeout: 10 * time.Minute,
 	}
 	p.Weights[TaintToleration] = 3
 	p.Weights[NodeAffinity] = 2

@@ -12,107 +12,209 @@ import (
 type waiting struct {
 	pod      *corev1.Pod // read-only
 	template *template
-	priority int32
 	number   uint64 // order of arrival
-	attempts int    // failed binds in a row
+	since    time.Time
+	attempts int    // searches for a node so far
+	misses   int    // those in vain
+	errors   int    // failed writes in a row
 	message  string // why it fitted nowhere, as last reported
 
-	in    where
-	index int       // in its heap
-	due   time.Time // when in is backingOff
+	line  *line // nil while it is being placed or bound
+	index int   // in its heap
+	tried bool  // it is in the line's tried heap
 }
 
-// where a waiting pod is.
+// line is the pods that wait for the same: those of one template. They are tried one after
+// the other, and when one fits nowhere all that were told so wait together for an event.
+// A pod that differs from its kin, since it has a nominated node or could not be bound,
+// has a line of its own.
+type line struct {
+	template *template
+	priority int32
+	shared   bool
+	fresh    podHeap // never tried
+	tried    podHeap // did not fit, and their condition says so
+	retry    bool    // an event may have made room for the tried ones
+	held     bool    // others are being evicted for its pod; events wait until that is done
+	missed   bool    // an event came while it was held
+
+	plugins PluginSet // that rejected a node when a pod was tried last
+	company *company  // pods elsewhere that may make a difference; nil if none can
+
+	in       where
+	index    int       // in its heap
+	due      time.Time // when it is tried again at the latest, if it backs off
+	turn     uint64    // a line that has failed goes behind its equals
+	failures int       // searches in vain in a row
+	failed   time.Time // the last of them
+}
+
+// where a line is.
 type where uint8
 
 const (
-	nowhere    where = iota // being placed or bound
-	active                  // to be placed
-	backingOff              // to be placed later
-	unplaced                // fits nowhere, waits for an event that helps
+	nowhere where = iota
+	active        // to be tried
+	misfits       // backs off since its pods fitted nowhere; tried at once when nothing is active
+	faults        // backs off after a failed write
+	parked        // waits for an event that helps
 )
 
-// Back-off after a failed bind (kube-scheduler's podInitialBackoffSeconds and podMaxBackoffSeconds).
+// maxParked is how long a pod waits for an event before it is tried all the same
+// (kube-scheduler's pod-max-in-unschedulable-pods-duration), flushEvery how often that is looked at.
 const (
-	firstBackoff = time.Second
-	maxBackoff   = 10 * time.Second
+	maxParked  = 5 * time.Minute
+	flushEvery = 30 * time.Second
 )
 
-// queue orders the pods that wait: by priority, then by arrival.
+// queue orders the pods that wait: by priority, then by time. All its work is per line, so
+// that ten thousand pods of one template cost an event no more than one.
 type queue struct {
+	initial, limit time.Duration // of the back-off
+
 	pods    map[types.UID]*waiting
-	active  podHeap
-	later   podHeap
-	misfits map[*template]map[*waiting]struct{}
-	arrived uint64
+	gated   map[types.UID]struct{}
+	lines   map[*template]*line // the shared ones
+	active  lineHeap
+	misfits lineHeap
+	faults  lineHeap
+	parked  map[*template]map[*line]struct{}
+	social  map[*line]struct{} // the parked ones with company
+	turn    uint64
 }
 
-func newQueue() *queue {
+func newQueue(initial, limit time.Duration) *queue {
+	byDue := func(a, b *line) bool { return a.due.Before(b.due) }
 	return &queue{
-		pods:    map[types.UID]*waiting{},
-		active:  podHeap{before: func(a, b *waiting) bool { return sooner(a, b) }},
-		later:   podHeap{before: func(a, b *waiting) bool { return a.due.Before(b.due) }},
-		misfits: map[*template]map[*waiting]struct{}{},
+		initial: initial, limit: limit,
+		pods: map[types.UID]*waiting{}, gated: map[types.UID]struct{}{}, lines: map[*template]*line{},
+		active: lineHeap{before: sooner}, misfits: lineHeap{before: byDue}, faults: lineHeap{before: byDue},
+		parked: map[*template]map[*line]struct{}{}, social: map[*line]struct{}{},
 	}
 }
 
-func sooner(a, b *waiting) bool {
+// sooner orders active lines: by priority, then by the time of the head's arrival or of the
+// line's last failure, so that a line that fits nowhere does not stay ahead of its equals.
+func sooner(a, b *line) bool {
 	if a.priority != b.priority {
 		return a.priority > b.priority
 	}
-	return a.number < b.number
+	return max(a.turn, a.head().number) < max(b.turn, b.head().number)
 }
 
-// add takes in a new pod.
-func (q *queue) add(pod *corev1.Pod, t *template) {
-	q.arrived++
-	w := &waiting{pod: pod, template: t, priority: priorityOf(pod), number: q.arrived}
-	q.pods[pod.UID] = w
-	q.activate(w)
-}
-
-// activate puts a pod among those to be placed now.
-func (q *queue) activate(w *waiting) {
-	q.leave(w)
-	w.in = active
-	heap.Push(&q.active, w)
-}
-
-// backOff puts a pod aside after a failure that is not about room.
-func (q *queue) backOff(w *waiting, now time.Time) {
-	q.leave(w)
-	wait := firstBackoff << min(w.attempts, 10)
-	w.attempts++
-	w.due, w.in = now.Add(min(wait, maxBackoff)), backingOff
-	heap.Push(&q.later, w)
-}
-
-// misfit puts a pod aside until room is made for it.
-func (q *queue) misfit(w *waiting) {
-	q.leave(w)
-	w.in = unplaced
-	same := q.misfits[w.template]
-	if same == nil {
-		same = map[*waiting]struct{}{}
-		q.misfits[w.template] = same
+// head is the pod of the line to try next, nil if there is none.
+func (l *line) head() *waiting {
+	switch {
+	case !l.retry || len(l.tried) == 0:
+		return l.fresh.first()
+	case len(l.fresh) == 0 || l.tried[0].number < l.fresh[0].number:
+		return l.tried[0]
 	}
-	same[w] = struct{}{}
+	return l.fresh[0]
 }
 
-// leave takes a pod out of where it is.
-func (q *queue) leave(w *waiting) {
-	switch w.in {
+// add takes in a new pod, or one that has changed and keeps its number.
+func (q *queue) add(pod *corev1.Pod, t *template, number uint64, now time.Time) *waiting {
+	if number == 0 {
+		q.turn++
+		number = q.turn
+	}
+	w := &waiting{pod: pod, template: t, number: number, since: now}
+	q.pods[pod.UID] = w
+	q.join(w, q.lineOf(t), false)
+	return w
+}
+
+// lineOf returns the shared line of a template.
+func (q *queue) lineOf(t *template) *line {
+	l := q.lines[t]
+	if l == nil {
+		l = &line{template: t, priority: priorityOf(t.pod), shared: true}
+		q.lines[t] = l
+	}
+	return l
+}
+
+// join puts a pod into a line and the line where it belongs then.
+func (q *queue) join(w *waiting, l *line, tried bool) {
+	w.line, w.tried = l, tried
+	if tried {
+		heap.Push(&l.tried, w)
+	} else {
+		heap.Push(&l.fresh, w)
+	}
+	q.settle(l)
+}
+
+// settle puts a line where its pods want it: among the active if there is one to try. A line
+// that backs off after a failed write stays, unless it has company.
+func (q *queue) settle(l *line) {
+	switch {
+	case len(l.fresh)+len(l.tried) == 0:
+		q.put(l, nowhere)
+		if l.shared {
+			delete(q.lines, l.template)
+		}
+	case l.head() == nil:
+		if l.in != parked {
+			q.put(l, parked)
+		}
+	case l.in == active:
+		heap.Fix(&q.active, l.index)
+	case l.in == misfits && len(l.fresh) == 0, l.in == faults:
+	default:
+		q.put(l, active)
+	}
+}
+
+// put moves a line.
+func (q *queue) put(l *line, to where) {
+	switch l.in {
 	case active:
-		heap.Remove(&q.active, w.index)
-	case backingOff:
-		heap.Remove(&q.later, w.index)
-	case unplaced:
-		delete(q.misfits[w.template], w)
-		if len(q.misfits[w.template]) == 0 {
-			delete(q.misfits, w.template)
+		heap.Remove(&q.active, l.index)
+	case misfits:
+		heap.Remove(&q.misfits, l.index)
+	case faults:
+		heap.Remove(&q.faults, l.index)
+	case parked:
+		delete(q.parked[l.template], l)
+		if len(q.parked[l.template]) == 0 {
+			delete(q.parked, l.template)
+		}
+		delete(q.social, l)
+	}
+	l.in = to
+	switch to {
+	case active:
+		heap.Push(&q.active, l)
+	case misfits:
+		heap.Push(&q.misfits, l)
+	case faults:
+		heap.Push(&q.faults, l)
+	case parked:
+		if q.parked[l.template] == nil {
+			q.parked[l.template] = map[*line]struct{}{}
+		}
+		q.parked[l.template][l] = struct{}{}
+		if l.company != nil {
+			q.social[l] = struct{}{}
 		}
 	}
-	w.in = nowhere
+}
+
+// leave takes a pod out of its line.
+func (q *queue) leave(w *waiting) {
+	l := w.line
+	if l == nil {
+		return
+	}
+	if w.tried {
+		heap.Remove(&l.tried, w.index)
+	} else {
+		heap.Remove(&l.fresh, w.index)
+	}
+	w.line = nil
+	q.settle(l)
 }
 
 // remove forgets a pod.
@@ -126,52 +228,208 @@ func (q *queue) remove(uid types.UID) *waiting {
 	return w
 }
 
-// pop returns the next pod to place; if there is none now, the time of the next one, or zero.
+// pop takes the next pod out of its line; if there is none now, it returns the time of the
+// next one, or zero. A line that backs off since its pods fitted nowhere is not waited for
+// when nothing else is to do (kube-scheduler's SchedulerPopFromBackoffQ).
 func (q *queue) pop(now time.Time) (*waiting, time.Time) {
-	for len(q.later.items) > 0 && !q.later.items[0].due.After(now) {
-		q.activate(q.later.items[0])
+	for _, later := range []*lineHeap{&q.misfits, &q.faults} {
+		for len(later.items) > 0 && !later.items[0].due.After(now) {
+			q.put(later.items[0], active)
+		}
+	}
+	if len(q.active.items) == 0 && len(q.misfits.items) > 0 {
+		q.put(q.misfits.items[0], active)
 	}
 	if len(q.active.items) > 0 {
-		w := q.active.items[0]
+		w := q.active.items[0].head()
 		q.leave(w)
 		return w, time.Time{}
 	}
-	if len(q.later.items) > 0 {
-		return nil, q.later.items[0].due
+	if len(q.faults.items) > 0 {
+		return nil, q.faults.items[0].due
 	}
 	return nil, time.Time{}
 }
 
-// podHeap is a heap of waiting pods that know their places.
-type podHeap struct {
-	items  []*waiting
-	before func(a, b *waiting) bool
+// misfit puts a pod that fits nowhere back into the line of its kin. What held for it holds
+// for those that were told so earlier: they all wait for an event. A pod with a nominated
+// node gets a line of its own.
+func (q *queue) misfit(w *waiting, nominated bool, plugins PluginSet, now time.Time) *line {
+	l := q.lines[w.template]
+	if nominated || l == nil {
+		l = &line{template: w.template, priority: priorityOf(w.pod), shared: !nominated}
+	}
+	if l.shared {
+		q.lines[w.template] = l
+	}
+	if l.retry {
+		l.failures++
+	}
+	w.misses++
+	w.errors = 0
+	l.failures = max(l.failures, w.misses)
+	l.retry, l.failed = false, now
+	q.turn++
+	l.turn = q.turn
+	if l.plugins != plugins {
+		l.plugins, l.company = plugins, companyOf(w.pod, plugins)
+		delete(q.social, l)
+	}
+	if l.in == parked && l.company != nil {
+		q.social[l] = struct{}{}
+	}
+	q.join(w, l, true)
+	return l
+}
+
+// fault puts a pod aside after a failure that is not about room.
+func (q *queue) fault(w *waiting, now time.Time) {
+	q.leave(w)
+	w.errors++
+	l := &line{template: w.template, priority: priorityOf(w.pod), in: nowhere}
+	l.due = now.Add(q.backoff(w.errors))
+	w.line, w.tried = l, false
+	heap.Push(&l.fresh, w)
+	q.put(l, faults)
+}
+
+// backoff is how long a pod waits after so many failures in a row.
+func (q *queue) backoff(failures int) time.Duration {
+	if failures < 1 {
+		return 0
+	}
+	return min(q.initial<<min(failures-1, 20), q.limit)
+}
+
+// placed notes that a pod of the template has found a node, which ends the back-off of its kin.
+func (q *queue) placed(t *template) {
+	if l := q.lines[t]; l != nil {
+		l.failures = 0
+	}
+}
+
+// help has a parked line tried again, after its back-off if there is other work.
+func (q *queue) help(l *line, now time.Time) {
+	if l.in != parked {
+		return
+	}
+	if l.held {
+		l.missed = true
+		return
+	}
+	l.retry = true
+	if l.due = l.failed.Add(q.backoff(l.failures)); l.due.After(now) {
+		q.put(l, misfits)
+		return
+	}
+	q.put(l, active)
+}
+
+// flush has pods tried that have waited in vain for too long, each on its own. It says whether there are any.
+func (q *queue) flush(now time.Time) bool {
+	var stale []*line
+	for _, lines := range q.parked {
+		for l := range lines {
+			if now.Sub(l.failed) >= maxParked && !l.held {
+				stale = append(stale, l)
+			}
+		}
+	}
+	for _, l := range stale {
+		for len(l.tried) > 0 {
+			w := heap.Pop(&l.tried).(*waiting)
+			w.tried = false
+			heap.Push(&l.fresh, w)
+		}
+		q.settle(l)
+	}
+	return len(stale) > 0
+}
+
+// counts returns how many pods are in kube-scheduler's queues.
+func (q *queue) counts() (inActive, inBackoff, unschedulable int) {
+	for _, w := range q.pods {
+		switch {
+		case w.line == nil:
+		case w.line.in == parked, w.tried && !w.line.retry:
+			unschedulable++
+		case w.line.in == active:
+			inActive++
+		default:
+			inBackoff++
+		}
+	}
+	return inActive, inBackoff, unschedulable
+}
+
+// lineHeap is a heap of lines that know their places.
+type lineHeap struct {
+	items  []*line
+	before func(a, b *line) bool
 }
 
 // Len implements heap.Interface.
-func (h *podHeap) Len() int { return len(h.items) }
+func (h *lineHeap) Len() int { return len(h.items) }
 
 // Less implements heap.Interface.
-func (h *podHeap) Less(i, j int) bool { return h.before(h.items[i], h.items[j]) }
+func (h *lineHeap) Less(i, j int) bool { return h.before(h.items[i], h.items[j]) }
 
 // Swap implements heap.Interface.
-func (h *podHeap) Swap(i, j int) {
+func (h *lineHeap) Swap(i, j int) {
 	h.items[i], h.items[j] = h.items[j], h.items[i]
 	h.items[i].index, h.items[j].index = i, j
 }
 
 // Push implements heap.Interface.
+func (h *lineHeap) Push(x any) {
+	l := x.(*line)
+	l.index = len(h.items)
+	h.items = append(h.items, l)
+}
+
+// Pop implements heap.Interface.
+func (h *lineHeap) Pop() any {
+	last := len(h.items) - 1
+	l := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
+	return l
+}
+
+// podHeap is a heap of waiting pods by arrival; they know their places.
+type podHeap []*waiting
+
+func (h podHeap) first() *waiting {
+	if len(h) == 0 {
+		return nil
+	}
+	return h[0]
+}
+
+// Len implements heap.Interface.
+func (h podHeap) Len() int { return len(h) }
+
+// Less implements heap.Interface.
+func (h podHeap) Less(i, j int) bool { return h[i].number < h[j].number }
+
+// Swap implements heap.Interface.
+func (h podHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+// Push implements heap.Interface.
 func (h *podHeap) Push(x any) {
 	w := x.(*waiting)
-	w.index = len(h.items)
-	h.items = append(h.items, w)
+	w.index = len(*h)
+	*h = append(*h, w)
 }
 
 // Pop implements heap.Interface.
 func (h *podHeap) Pop() any {
-	last := len(h.items) - 1
-	w := h.items[last]
-	h.items[last] = nil
-	h.items = h.items[:last]
+	last := len(*h) - 1
+	w := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
 	return w
 }

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -31,32 +33,50 @@ type Recorder interface {
 // EventActions maps the reasons of the scheduler's events to their actions, which the
 // newer shape of events has: give it to the recorder's source.
 func EventActions() map[string]string {
-	return map[string]string{"Scheduled": "Binding", "FailedScheduling": "Scheduling"}
+	return map[string]string{"Scheduled": "Binding", "FailedScheduling": "Scheduling", "Preempted": "Preempting"}
 }
 
 // Options tunes a Scheduler. The zero value suits production.
 type Options struct {
-	Name        string        // pods with this schedulerName are placed; default "default-scheduler"
+	// Config is what is configured about placing pods; default DefaultConfig.
+	Config      *Config
 	BindWorkers int           // bindings and status writes at once; default 64
 	BindTimeout time.Duration // limit for one write; default 10s
+	Metrics     *Metrics      // counts what happens; default none
 	Log         *slog.Logger  // default: discard
 }
 
-// Scheduler places the pods that name it. It is safe for concurrent use.
+// Scheduler places the pods that name one of its profiles. It is safe for concurrent use.
 type Scheduler struct {
 	client    client.Client
 	informers Informers
 	recorder  Recorder
 	opts      Options
+	profiles  map[string]*Profile
 	wake      chan struct{} // capacity 1: the queue may have something to place
-	jobs      chan job
+	jobs      chan *job
 
-	mu    sync.Mutex // guards the fields below
-	state *State
-	queue *queue
-	stats Stats
+	mu      sync.Mutex // guards the fields below
+	state   *State
+	queue   *queue
+	stats   Stats
+	budgets map[types.UID]budget
+	turn    int // where preemption begins to look
 	// assumed are pods that were placed here and not yet seen on their node.
-	assumed map[types.UID]struct{}
+	assumed map[types.UID]*assumption
+	// doomed are pods whose deletion was asked for and is not to be seen yet.
+	doomed map[types.UID]struct{}
+	// writing are pods with a write under way, and the jobs that come after it.
+	writing map[types.UID][]*job
+	// binder does what else a binding needs; nil for nothing.
+	binder binder
+}
+
+// assumption is a placement on its way to the API.
+type assumption struct {
+	node     string
+	reserved bool                    // the binder holds something for it
+	cancel context.CancelCauseFunc // of what is waited for before the binding; nil if nothing is
 }
 
 // Stats counts what a Scheduler has done since its start.
@@ -65,14 +85,18 @@ type Stats struct {
 	Bound      int64 // bindings the API took
 	BindErrors int64 // bindings the API refused
 	Misfits    int64 // times that no node could take a pod
+	Preempted  int64 // pods whose deletion was asked for to make room
+	Searches   int64 // Placed and Misfits
 	Waiting    int   // pods without a node now
 }
 
 // New checks opts and returns a Scheduler that has started nothing; call Run.
 func New(c client.Client, informers Informers, recorder Recorder, opts Options) (*Scheduler, error) {
-	opts.Name = cmp.Or(opts.Name, corev1.DefaultSchedulerName)
 	opts.BindWorkers = cmp.Or(opts.BindWorkers, 64)
 	opts.BindTimeout = cmp.Or(opts.BindTimeout, 10*time.Second)
+	if opts.Config == nil {
+		opts.Config = DefaultConfig()
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -81,12 +105,18 @@ func New(c client.Client, informers Informers, recorder Recorder, opts Options) 
 		return nil, errors.New("scheduler: a client, informers and a recorder are needed")
 	case opts.BindWorkers < 1 || opts.BindWorkers > 1024:
 		return nil, fmt.Errorf("scheduler: BindWorkers is %d, want 1 to 1024", opts.BindWorkers)
+	case len(opts.Config.Profiles) == 0:
+		return nil, errors.New("scheduler: Config has no profile")
 	}
-	return &Scheduler{
-		client: c, informers: informers, recorder: recorder, opts: opts,
-		wake: make(chan struct{}, 1), jobs: make(chan job, 4*opts.BindWorkers),
-		state: NewState(), queue: newQueue(), assumed: map[types.UID]struct{}{},
-	}, nil
+	s := &Scheduler{
+		client: c, informers: informers, recorder: recorder, opts: opts, profiles: map[string]*Profile{},
+		wake: make(chan struct{}, 1), jobs: make(chan *job, 4*opts.BindWorkers),
+	}
+	for _, p := range opts.Config.Profiles {
+		s.profiles[p.Name] = p
+	}
+	s.reset()
+	return s, nil
 }
 
 // Stats returns the counts so far.
@@ -94,6 +124,7 @@ func (s *Scheduler) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	stats := s.stats
+	stats.Searches = stats.Placed + stats.Misfits
 	stats.Waiting = len(s.queue.pods)
 	return stats
 }
@@ -104,6 +135,9 @@ func (s *Scheduler) Why(pod *corev1.Pod) Diagnosis {
 	defer s.mu.Unlock()
 	return s.state.Diagnose(pod)
 }
+
+// now is the time; back-offs and preemption count with it.
+func (s *Scheduler) now() time.Time { return time.Now() }
 
 // Run places pods until ctx ends and every write has returned.
 func (s *Scheduler) Run(ctx context.Context) error {
@@ -117,6 +151,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		return fmt.Errorf("scheduler: %w", err)
 	}
 	defer stop()
+	defer s.opts.Metrics.watch(s)()
 	var writers sync.WaitGroup
 	for range s.opts.BindWorkers {
 		writers.Go(func() {
@@ -125,6 +160,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 				case <-ctx.Done():
 					return
 				case j := <-s.jobs:
+					if j.wait {
+						writers.Go(func() { s.write(ctx, j) }) // it may take minutes
+						continue
+					}
 					s.write(ctx, j)
 				}
 			}
@@ -139,7 +178,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 func (s *Scheduler) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state, s.queue, s.assumed = NewState(), newQueue(), map[types.UID]struct{}{}
+	s.state, s.queue = NewState(), newQueue(s.opts.Config.InitialBackoff, s.opts.Config.MaxBackoff)
+	s.state.SetProfiles(s.opts.Config.Profiles...)
+	s.assumed, s.doomed = map[types.UID]*assumption{}, map[types.UID]struct{}{}
+	s.writing, s.budgets = map[types.UID][]*job{}, map[types.UID]budget{}
 	for len(s.jobs) > 0 {
 		<-s.jobs
 	}
@@ -148,6 +190,7 @@ func (s *Scheduler) reset() {
 func (s *Scheduler) subscribe(ctx context.Context) (stop func(), err error) {
 	return informer.Subscribe(ctx, s.informers,
 		informer.Subscription{Object: &corev1.Node{}, OnEvent: s.onNode},
+		informer.Subscription{Object: &policyv1.PodDisruptionBudget{}, OnEvent: s.onBudget},
 		informer.Subscription{Object: &corev1.Pod{}, OnEvent: s.onPod})
 }
 
@@ -157,46 +200,98 @@ func (s *Scheduler) onNode(old, current client.Object) {
 	node, ok := current.(*corev1.Node)
 	if !ok {
 		s.state.RemoveNode(old.GetName())
+		s.nodeGone()
 		return
 	}
 	if s.state.SetNode(node) {
-		s.retryOn(node.Name)
+		before, _ := old.(*corev1.Node)
+		s.nodeChanged(before, node)
+	}
+}
+
+func (s *Scheduler) onBudget(old, current client.Object) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old != nil {
+		delete(s.budgets, old.GetUID())
+	}
+	if pdb, ok := current.(*policyv1.PodDisruptionBudget); ok {
+		s.budgets[pdb.UID] = newBudget(pdb)
 	}
 }
 
 func (s *Scheduler) onPod(old, current client.Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	before, _ := old.(*corev1.Pod)
 	pod, ok := current.(*corev1.Pod)
 	if !ok {
-		s.forget(old.(*corev1.Pod))
+		s.forget(before)
 		return
 	}
-	if before, ok := old.(*corev1.Pod); ok && before.UID != pod.UID {
+	if before != nil && before.UID != pod.UID {
 		s.forget(before) // deleted and made again between two events
+		before = nil
+	}
+	if pod.DeletionTimestamp != nil {
+		delete(s.doomed, pod.UID)
 	}
 	switch finished := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed; {
 	case finished:
 		s.forget(pod)
 	case pod.Spec.NodeName != "":
+		s.seenOn(before, pod)
+	case s.profiles[pod.Spec.SchedulerName] == nil:
+	case pod.DeletionTimestamp != nil:
+		s.forget(pod)
+	case len(pod.Spec.SchedulingGates) > 0:
 		s.dequeue(pod)
-		delete(s.assumed, pod.UID)
-		s.state.AddPod(pod, pod.Spec.NodeName)
-	case pod.Spec.SchedulerName != s.opts.Name || len(pod.Spec.SchedulingGates) > 0 || pod.DeletionTimestamp != nil:
-		s.dequeue(pod)
+		s.queue.gated[pod.UID] = struct{}{}
 	default:
-		s.enqueue(pod)
+		delete(s.queue.gated, pod.UID)
+		s.enqueue(before, pod)
+	}
+}
+
+// seenOn takes in a pod that has a node, by whoever's decision.
+func (s *Scheduler) seenOn(before, pod *corev1.Pod) {
+	s.dequeue(pod)
+	delete(s.assumed, pod.UID)
+	if nominated := s.state.nominatedTo(pod.UID); nominated != "" && nominated != pod.Spec.NodeName {
+		defer s.freeNomination(pod, nominated)
+	}
+	known := s.state.pods[pod.UID]
+	held := s.state.freed
+	moved := known == nil || known.node != pod.Spec.NodeName
+	s.state.AddPod(pod, pod.Spec.NodeName)
+	switch {
+	case moved || before != nil && !maps.Equal(before.Labels, pod.Labels):
+		s.podChanged(pod)
+	case s.state.freed != held: // it asks for something else, or goes: that may be less
+		s.podGone(pod, pod.Spec.NodeName)
 	}
 }
 
 // forget releases what a pod holds.
 func (s *Scheduler) forget(pod *corev1.Pod) {
 	s.dequeue(pod)
-	delete(s.assumed, pod.UID)
+	delete(s.doomed, pod.UID)
+	delete(s.queue.gated, pod.UID)
+	if a := s.assumed[pod.UID]; a != nil {
+		delete(s.assumed, pod.UID)
+		s.release(pod, a)
+	}
+	if nominated := s.state.nominatedTo(pod.UID); nominated != "" {
+		s.state.Unnominate(pod.UID)
+		s.freeNomination(pod, nominated)
+	}
 	if node, ok := s.state.RemovePod(pod.UID); ok {
-		s.retryOn(node)
+		s.podGone(pod, node)
 	}
 }
+
+// freeNomination lets others have the room that was kept for a pod on a node.
+func (s *Scheduler) freeNomination(pod *corev1.Pod, node string) { s.podGone(pod, node) }
 
 func (s *Scheduler) dequeue(pod *corev1.Pod) {
 	if w := s.queue.remove(pod.UID); w != nil {
@@ -206,36 +301,45 @@ func (s *Scheduler) dequeue(pod *corev1.Pod) {
 
 // enqueue takes in a pod that has no node. One that is known only moves if it asks for
 // something else now.
-func (s *Scheduler) enqueue(pod *corev1.Pod) {
-	if _, assumed := s.state.pods[pod.UID]; assumed {
+func (s *Scheduler) enqueue(before, pod *corev1.Pod) {
+	if s.assumed[pod.UID] != nil {
 		return
 	}
+	s.followNomination(before, pod)
 	w, known := s.queue.pods[pod.UID]
-	switch {
-	case known && sameDemands(w.template.pod, pod):
+	if known && s.state.sameTemplate(w.template, pod) {
 		w.pod = pod
 		return
-	case known:
+	}
+	number := uint64(0)
+	if known {
+		number = w.number
 		s.dequeue(pod)
 	}
-	s.queue.add(pod, s.state.ref(pod))
+	s.queue.add(pod, s.state.ref(pod), number, s.now())
 	s.poke()
 }
 
-// retryOn activates the pods that fitted nowhere and would fit on a node now.
-func (s *Scheduler) retryOn(node string) {
-	slot, ok := s.state.slots[node]
-	if !ok {
+// followNomination takes over who has written a pod's nominated node. What was nominated here and is not
+// written yet stays.
+func (s *Scheduler) followNomination(before, pod *corev1.Pod) {
+	was, is := "", pod.Status.NominatedNodeName
+	if before != nil {
+		was = before.Status.NominatedNodeName
+	}
+	kept := s.state.nominatedTo(pod.UID)
+	if was == is && before != nil || kept == is {
 		return
 	}
-	for t, pods := range s.queue.misfits {
-		if s.state.reject(t, nil, slot) != nil {
-			continue
-		}
-		for w := range pods {
-			s.queue.activate(w)
-		}
-		s.poke()
+	if _, busy := s.writing[pod.UID]; busy && kept != "" && is != kept {
+		return // ours is on its way and comes last
+	}
+	s.state.Unnominate(pod.UID)
+	if is != "" {
+		s.state.Nominate(pod, is)
+	}
+	if kept != "" {
+		s.freeNomination(pod, kept)
 	}
 }
 
@@ -250,9 +354,11 @@ func (s *Scheduler) poke() {
 func (s *Scheduler) placeAll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	flush := time.NewTicker(flushEvery)
+	defer flush.Stop()
 	for ctx.Err() == nil {
-		j, next := s.placeNext(time.Now())
-		if j.pod != nil {
+		j, next := s.placeNext(s.now())
+		if j != nil {
 			select {
 			case s.jobs <- j:
 			case <-ctx.Done():
@@ -268,34 +374,57 @@ func (s *Scheduler) placeAll(ctx context.Context) {
 		case <-ctx.Done():
 		case <-s.wake:
 		case <-due:
+		case <-flush.C:
+			s.mu.Lock()
+			s.queue.flush(s.now())
+			s.mu.Unlock()
 		}
 	}
 }
 
-// placeNext places one pod and returns what is to be written, a job without a pod if
-// there is nothing to place before next.
-func (s *Scheduler) placeNext(now time.Time) (j job, next time.Time) {
+// placeNext places one pod and returns what is to be written, nil if there is nothing to
+// place before next.
+func (s *Scheduler) placeNext(now time.Time) (j *job, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
 		w, next := s.queue.pop(now)
 		if w == nil {
-			return job{}, next
+			return nil, next
 		}
+		w.attempts++
 		slot, failure := s.state.find(w.template, w.pod)
-		if failure != nil {
-			s.stats.Misfits++
-			s.queue.misfit(w)
-			if w.message == failure.Message {
-				continue // told already
-			}
-			w.message = failure.Message
-			return job{pod: w.pod, message: failure.Message}, time.Time{}
+		if failure == nil {
+			return s.assume(w, slot, now), time.Time{}
 		}
-		s.stats.Placed++
-		node := s.state.nodes[slot].node.Name
-		s.state.AddPod(w.pod, node)
-		s.assumed[w.pod.UID] = struct{}{}
-		return job{pod: w.pod, node: node}, time.Time{}
+		s.stats.Misfits++
+		s.opts.Metrics.searched(w, now, false)
+		if j := s.misfit(w, failure, now); j != nil {
+			return j, time.Time{}
+		}
 	}
+}
+
+// assume takes it that a pod is on a node from now on, and returns the binding to write.
+func (s *Scheduler) assume(w *waiting, slot int32, now time.Time) *job {
+	s.stats.Placed++
+	node := s.state.nodes[slot].node.Name
+	nominated := s.state.nominatedTo(w.pod.UID)
+	s.state.AddPod(w.pod, node)
+	if nominated != "" && nominated != node {
+		s.freeNomination(w.pod, nominated)
+	}
+	s.queue.placed(w.template)
+	j := &job{pod: w.pod, node: node, since: w.since, started: now, attempts: w.attempts}
+	a := &assumption{node: node}
+	s.assumed[w.pod.UID] = a
+	if s.binder != nil && len(w.pod.Spec.Volumes) > 0 {
+		j.wait, j.failed = s.binder.reserve(w.pod, node)
+		a.reserved = j.failed == nil
+	}
+	s.opts.Metrics.searched(w, now, true)
+	if len(s.queue.social) > 0 {
+		s.podChanged(w.pod)
+	}
+	return j
 }

@@ -84,7 +84,12 @@ func (s *State) template(pod *corev1.Pod) *template {
 
 // sameTemplate says whether a template is that of a pod.
 func (s *State) sameTemplate(t *template, pod *corev1.Pod) bool {
-	return sameDemands(t.pod, pod) && t.profile == s.profileOf(pod)
+	return sameDemands(t.pod, pod) && t.profile == s.profileOf(pod) && preempts(t.pod) == preempts(pod)
+}
+
+// preempts says whether a pod may evict others.
+func preempts(pod *corev1.Pod) bool {
+	return pod.Spec.PreemptionPolicy == nil || *pod.Spec.PreemptionPolicy != corev1.PreemptNever
 }
 
 // SetProfiles says what is configured, before anything else is known.
