@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"maps"
+	"math"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -121,11 +122,15 @@ func (s *Scheduler) podChanged(pod *corev1.Pod) {
 	}
 }
 
-// retryOn has the pods retried that would fit on a node now. It costs a look a template,
-// not a pod.
+// retryOn has the pods retried that would fit on a node now, or after they have evicted others there. It
+// costs a look a template, not a pod.
 func (s *Scheduler) retryOn(slot int32) {
 	name := s.state.nodes[slot].node.Name
-	for _, lines := range s.queue.parked {
+	lowest := int32(math.MaxInt32)
+	for _, p := range s.state.podsOn(slot) {
+		lowest = min(lowest, priorityOf(p.pod))
+	}
+	for t, lines := range s.queue.parked {
 		known, fits := false, false
 		for l := range lines {
 			w := l.tried.first()
@@ -133,13 +138,13 @@ func (s *Scheduler) retryOn(slot int32) {
 				continue
 			}
 			if !l.shared && s.state.nominatedTo(w.pod.UID) == name {
-				if s.state.mayFit(l.template, w.pod, slot) {
+				if s.state.mayFit(t, w.pod, slot) || !s.state.waitsForVictims(t, w.pod, s.isDoomed) {
 					s.retry(l)
 				}
 				continue
 			}
 			if !known {
-				known, fits = true, s.state.mayFit(l.template, w.pod, slot)
+				known, fits = true, s.state.mayFit(t, w.pod, slot) || lowest < l.priority && s.state.mayFitAlone(t, w.pod, slot)
 			}
 			if fits {
 				s.retry(l)
@@ -176,4 +181,23 @@ func (s *State) mayFit(t *template, pod *corev1.Pod, slot int32) bool {
 	}
 	outside, refused := s.outsideOf(pod)
 	return refused == nil && s.rejectNominated(t, pod, outside, slot) == nil
+}
+
+// mayFitAlone is mayFit as if all pods were gone that a pod may evict.
+func (s *State) mayFitAlone(t *template, pod *corev1.Pod, slot int32) bool {
+	if !preempts(pod) || t.profile.Off.Has(DefaultPreemption) {
+		return false
+	}
+	var lower []*placed
+	for _, p := range s.podsOn(slot) {
+		if priorityOf(p.pod) < priorityOf(pod) {
+			s.lift(p)
+			lower = append(lower, p)
+		}
+	}
+	fits := s.mayFit(t, pod, slot)
+	for _, p := range lower {
+		s.letDown(p)
+	}
+	return fits
 }

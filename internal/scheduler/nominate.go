@@ -53,17 +53,19 @@ func (s *Scheduler) tell(w *waiting, j *job, message string) *job {
 // preempt looks for whom to evict for a pod. Without an answer it says why. What was in vain
 // for a pod is so for its kin until something changes.
 func (s *Scheduler) preempt(w *waiting, failure *FitError, now time.Time) (*eviction, string) {
-	gone := func(pod *corev1.Pod) bool {
-		_, doomed := s.doomed[pod.UID]
-		return doomed
-	}
-	if s.state.waitsForVictims(w.template, w.pod, gone) {
+	if s.state.waitsForVictims(w.template, w.pod, s.isDoomed) {
 		return nil, reasonTerminating
 	}
 	s.opts.Metrics.preempting()
 	s.turn++
 	budgets := slices.Collect(maps.Values(s.budgets))
 	return s.state.preempt(w.template, w.pod, failure, budgets, s.turn, now)
+}
+
+// isDoomed says whether a pod's deletion was asked for and is not to be seen yet.
+func (s *Scheduler) isDoomed(pod *corev1.Pod) bool {
+	_, doomed := s.doomed[pod.UID]
+	return doomed
 }
 
 // evict nominates a pod to the node on which others make room for it.

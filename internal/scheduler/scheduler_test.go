@@ -40,28 +40,44 @@ func (n *notes) has(text string) bool {
 type world struct {
 	*controllertest.Cluster
 	t         *testing.T
+	opts      Options
 	scheduler *Scheduler
+	stop      func() error
 	events    *notes
 }
 
 func inWorld(t *testing.T, objs []client.Object, f func(w *world)) {
 	t.Helper()
+	inWorldOf(t, Options{}, objs, f)
+}
+
+func inWorldOf(t *testing.T, opts Options, objs []client.Object, f func(w *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{Cluster: controllertest.New(t, objs...), t: t, events: &notes{}}
-		var err error
-		if w.scheduler, err = New(w, w, w.events, Options{}); err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- w.scheduler.Run(ctx) }()
-		w.wait(time.Second)
+		w := &world{Cluster: controllertest.New(t, objs...), t: t, opts: opts, events: &notes{}}
+		w.start()
 		f(w)
-		cancel()
-		if err := <-done; err != nil {
+		if err := w.stop(); err != nil {
 			t.Errorf("Run = %v", err)
 		}
 	})
+}
+
+// start runs a new scheduler until stop.
+func (w *world) start() {
+	w.t.Helper()
+	var err error
+	if w.scheduler, err = New(w, w, w.events, w.opts); err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.scheduler.Run(ctx) }()
+	w.stop = func() error {
+		cancel()
+		return <-done
+	}
+	w.wait(time.Second)
 }
 
 func (w *world) wait(d time.Duration) {
