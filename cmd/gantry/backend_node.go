@@ -4,8 +4,9 @@ package main
 
 import (
 	"gantry.dev/gantry/internal/cli"
+	"gantry.dev/gantry/internal/plan"
 	"gantry.dev/gantry/internal/server"
 )
 
 // backend is the node and server of this machine.
-func backend() cli.Backend { return server.Backend() }
+func backend() cli.Backend { return plan.Backend(server.Backend()) }

@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 
+	"k8s.io/client-go/rest"
+
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/lifecycle"
 )
@@ -24,6 +26,9 @@ type Backend struct {
 	Doctor func(ctx context.Context, c config.Config) ([]Finding, error)
 	// Images works on the node's images.
 	Images *Images
+	// Plan says what documents would do to a cluster, WhyPod why a pod is where it is.
+	Plan   func(ctx context.Context, run PlanRequest) (Answer, error)
+	WhyPod func(ctx context.Context, cluster *rest.Config, project, name string) (Answer, error)
 }
 
 // Version is one part of the program.

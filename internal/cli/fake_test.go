@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 
+	"k8s.io/client-go/rest"
+
 	"gantry.dev/gantry/internal/config"
 )
 
@@ -38,7 +40,28 @@ func fakeBackend() Backend {
 				return err
 			},
 		},
+		Plan: fakePlan,
+		WhyPod: func(_ context.Context, cluster *rest.Config, project, name string) (Answer, error) {
+			if name == "none" {
+				return Answer{}, Unreachable(errors.New("nobody answers"))
+			}
+			return Answer{Document: map[string]string{"pod": name}, Text: fmt.Sprintf("%s/%s at %s\n", project, name, cluster.Host)}, nil
+		},
 	}
+}
+
+func fakePlan(_ context.Context, run PlanRequest) (Answer, error) {
+	documents, err := io.ReadAll(run.Documents)
+	if err != nil {
+		return Answer{}, err
+	}
+	if strings.Contains(string(documents), "broken") {
+		return Answer{}, WrongInput(errors.New("document 1 is broken"))
+	}
+	return Answer{
+		Document: map[string]string{"documents": string(documents)}, Warnings: []string{"secrets were not read"},
+		Text: fmt.Sprintf("%s in %s within %s\n", documents, run.Project, run.Timeout),
+	}, nil
 }
 
 func fakeUp(ctx context.Context, run UpRequest) error {

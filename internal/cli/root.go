@@ -73,12 +73,17 @@ func (a *app) root() *cobra.Command {
 	if a.backend.Images != nil {
 		root.AddCommand(a.imageCommand())
 	}
+	if a.backend.Plan != nil {
+		root.AddGroup(&cobra.Group{ID: groupApplication, Title: "Application:"})
+		root.AddCommand(a.planCommand(), a.whyCommand())
+	}
 	return root
 }
 
 const (
-	groupMachine = "machine"
-	groupCluster = "cluster"
+	groupMachine     = "machine"
+	groupCluster     = "cluster"
+	groupApplication = "application"
 )
 
 // load reads the configuration. Commands that only need to find the node's files pass light: then the

@@ -14,7 +14,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 )
 
 // statusTimeout bounds the whole of "gantry status".
@@ -47,17 +46,9 @@ func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show the cluster in one screen", GroupID: groupCluster, Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			path, err := a.kubeconfigPath(cmd)
+			restConfig, err := a.cluster(cmd)
 			if err != nil {
 				return err
-			}
-			text, err := readKubeconfig(path)
-			if err != nil {
-				return err
-			}
-			restConfig, err := clientcmd.RESTConfigFromKubeConfig(text)
-			if err != nil {
-				return usage("%s is not a kubeconfig: %w", path, err)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), statusTimeout)
 			defer cancel()

@@ -160,6 +160,7 @@ func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) er
 	if err != nil {
 		return err
 	}
+	cp.scheduler = s
 	run("scheduler", s.Run)
 	return nil
 }

@@ -30,6 +30,7 @@ import (
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/events"
+	"gantry.dev/gantry/internal/scheduler"
 	"gantry.dev/gantry/internal/store"
 )
 
@@ -55,6 +56,9 @@ type ControlPlaneOptions struct {
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
 	NoScheduler    bool // leaves scheduling to another scheduler
+	NoControllers  bool // runs none but the scheduler
+	// Prepare is called when the API answers and before any controller runs; nil does nothing.
+	Prepare func(ctx context.Context, cp *ControlPlane) error
 }
 
 // ControlPlane is store, API, controllers and scheduler: the part of a cluster that needs no
@@ -74,8 +78,10 @@ type ControlPlane struct {
 	events     *events.Writer
 	aggregator *aggregate.Aggregator
 	fairness   *fairness.Dispatcher
-	serving    chan struct{} // closed when requests are answered
-	ready      chan struct{} // closed when the cluster's own objects are there
+	scheduler  *scheduler.Scheduler // set before controlled is closed; nil with NoScheduler
+	serving    chan struct{}        // closed when requests are answered
+	ready      chan struct{}        // closed when the cluster's own objects are there
+	controlled chan struct{}        // closed when the controllers have begun
 
 	mu      sync.Mutex // guards the fields below
 	caches  []*client.Cache
@@ -97,7 +103,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	}
 	cp := &ControlPlane{
 		opts: opts, authorizer: auth.NewAuthorizer(), encryption: sealing, access: access,
-		serving: make(chan struct{}), ready: make(chan struct{}),
+		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}),
 	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
@@ -195,6 +201,15 @@ func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }
 // Ready is closed when the cluster's own namespaces, roles and services are there.
 func (cp *ControlPlane) Ready() <-chan struct{} { return cp.ready }
 
+// Controlled is closed when the controllers and the scheduler have begun.
+func (cp *ControlPlane) Controlled() <-chan struct{} { return cp.controlled }
+
+// Revision is the revision of the last change that readers see.
+func (cp *ControlPlane) Revision() int64 { return cp.store.Revision() }
+
+// Why tells how each node does for a pod as the scheduler sees things now. It may be asked when Controlled is closed.
+func (cp *ControlPlane) Why(pod *corev1.Pod) scheduler.Diagnosis { return cp.scheduler.Why(pod) }
+
 // Registry serves every kind, without asking who may.
 func (cp *ControlPlane) Registry() *registry.Registry { return cp.registry }
 
@@ -205,6 +220,11 @@ func (cp *ControlPlane) Admin() ctrlclient.Client { return cp.admin }
 // from an informer's copy. manager is the field manager of its writes.
 func (cp *ControlPlane) As(u user.Info, manager string) (*client.Client, *client.Cache, error) {
 	return cp.as(client.Options{User: u, Lister: u, Manager: manager}, nil)
+}
+
+// AsAdmin is As for one who may do everything.
+func (cp *ControlPlane) AsAdmin(manager string) (*client.Client, *client.Cache, error) {
+	return cp.As(&user.DefaultInfo{Name: user.APIServerUser, Groups: []string{user.SystemPrivilegedGroup}}, manager)
 }
 
 // as is As with a narrowed view of some kinds.
@@ -308,9 +328,19 @@ func (cp *ControlPlane) work(ctx context.Context) error {
 		}
 		return err
 	}
-	if err := cp.startControllers(run); err != nil {
+	if cp.opts.Prepare != nil {
+		if err := cp.opts.Prepare(ctx, cp); err != nil {
+			return err
+		}
+	}
+	start := cp.startControllers
+	if cp.opts.NoControllers {
+		start = cp.startScheduler
+	}
+	if err := start(run); err != nil {
 		return err
 	}
+	close(cp.controlled)
 	<-ctx.Done()
 	return firstOf(failed)
 }
