@@ -13,7 +13,9 @@ const (
 	reasonCordon   = "node(s) were unschedulable"
 	reasonTaint    = "node(s) had untolerated taint(s)"
 	reasonAffinity = "node(s) didn't match Pod's node affinity/selector"
-	reasonName     = "node(s) didn't satisfy plugin(s) [NodeAffinity]"
+	reasonEnforced = "node(s) didn't match scheduler-enforced node affinity"
+	reasonConflict = "pod affinity terms conflict"
+	reasonFeatures = "node(s) didn't match Pod's required features"
 	reasonPorts    = "node(s) didn't have free ports for the requested pod ports"
 	reasonPods     = "Too many pods"
 	messageNoNodes = "no nodes available to schedule pods"
@@ -64,16 +66,18 @@ type Score struct {
 // reject is the first filter that rejects a node, nil if none does. Outside filters have
 // the say that their pod gave them.
 func (s *State) reject(t *template, outside []outsideCheck, slot int32) *rejection {
-	node := s.nodes[slot].node
-	switch s.static(t, node) {
-	case rejectCordon:
-		return &rejection{NodeUnschedulable, []string{reasonCordon}, false}
-	case rejectTaint:
-		return &rejection{TaintToleration, []string{reasonTaint}, false}
-	case rejectAffinity:
-		return &rejection{NodeAffinity, []string{reasonAffinity}, false}
-	case rejectName:
-		return &rejection{NodeAffinity, []string{reasonName}, false}
+	n := &s.nodes[slot]
+	static := t.static(n)
+	switch static {
+	case NodeUnschedulable:
+		return &rejection{static, []string{reasonCordon}, false}
+	case TaintToleration:
+		return &rejection{static, []string{reasonTaint}, false}
+	case NodeAffinity:
+		if added := t.profile.added; added != nil && added.required != nil && !added.required.Match(n.node) {
+			return &rejection{static, []string{reasonEnforced}, false}
+		}
+		return &rejection{static, []string{reasonAffinity}, false}
 	}
 	if len(t.ports) > 0 && !s.portsFree(t, slot) {
 		return &rejection{NodePorts, []string{reasonPorts}, true}
@@ -83,21 +87,34 @@ func (s *State) reject(t *template, outside []outsideCheck, slot int32) *rejecti
 	}
 	for i := range outside {
 		if c := &outside[i]; c.check != nil {
-			if r := c.check(node, slot); r != nil {
+			if r := c.check(n.node, slot); r != nil {
 				return r
 			}
 		}
+	}
+	p := s.ready(t)
+	if reason := p.rejectSpread(slot); reason != "" {
+		return &rejection{PodTopologySpread, []string{reason}, reason != reasonSpreadLabel}
+	}
+	if reason := p.rejectAffinity(slot); reason != "" {
+		return &rejection{InterPodAffinity, []string{reason}, reason != reasonPodAffinity}
+	}
+	if static == NodeDeclaredFeatures {
+		return &rejection{static, []string{reasonFeatures}, false}
 	}
 	return nil
 }
 
 func (s *State) rejectResources(t *template, slot int32) *rejection {
+	if t.profile.Off.Has(NodeResourcesFit) {
+		return nil
+	}
 	r := &rejection{plugin: NodeResourcesFit, resolvable: true}
 	base := int(slot) * s.width
 	if s.used[base+resPods]+1 > s.allocatable[base+resPods] {
 		r.reasons = append(r.reasons, reasonPods)
 	}
-	for _, d := range t.demands {
+	for _, d := range t.wanted {
 		if d.amount > s.allocatable[base+d.place]-s.used[base+d.place] {
 			r.reasons = append(r.reasons, "Insufficient "+string(s.names[d.place]))
 			r.resolvable = r.resolvable && d.amount <= s.allocatable[base+d.place]
@@ -266,14 +283,13 @@ func (s *State) Diagnose(pod *corev1.Pod) Diagnosis {
 		s.lift(p)
 		defer s.letDown(p)
 	}
-	t := s.newTemplate(pod) // not shared: a question leaves no trace
-	cache := &nodeCache{}
-	t.cache = cache
-	cache.grow(len(s.nodes))
+	t := s.newTemplate(pod, s.newShape(pod, 0)) // not shared: a question leaves no trace
+	s.warm(t)
+	defer s.cool(t)
 	s.reorder()
 	var d Diagnosis
 	s.scratch.slots = s.scratch.slots[:0]
-	outside, refused := s.outsideOf(pod)
+	outside, refused := s.prepare(t, pod)
 	for _, slot := range s.order {
 		r := refused
 		if r == nil {
@@ -285,21 +301,23 @@ func (s *State) Diagnose(pod *corev1.Pod) Diagnosis {
 			})
 			continue
 		}
-		s.judge(t, cache, slot)
+		s.judge(t, t.cache, slot)
 		s.scratch.slots = append(s.scratch.slots, slot)
 	}
 	if len(s.scratch.slots) == 0 {
 		d.Message = s.failure(t, pod, outside, refused).Message
 	}
 	var most limits
-	s.spreadScores(t, &most)
-	for _, slot := range s.scratch.slots {
-		most.affinity = max(most.affinity, cache.affinity[slot])
-		most.taints = max(most.taints, cache.taints[slot])
-	}
+	s.measure(t, &most)
 	high := int64(-1)
 	for i, slot := range s.scratch.slots {
-		n := s.scoreLines(t, cache, slot, s.spreadOf(i), &most)
+		n := NodeDiagnosis{Node: s.nodes[slot].node.Name, Total: s.total(t, i, slot, &most)}
+		parts := s.scoresOf(t, i, slot, &most)
+		for plugin, weight := range t.profile.Weights {
+			if weight > 0 {
+				n.Scores = append(n.Scores, Score{Plugin(plugin).String(), parts[plugin], weight})
+			}
+		}
 		if n.Total > high {
 			d.Chosen, high = n.Node, n.Total
 		}
@@ -309,26 +327,8 @@ func (s *State) Diagnose(pod *corev1.Pod) Diagnosis {
 	return d
 }
 
-func (s *State) scoreLines(t *template, cache *nodeCache, slot int32, spread int64, most *limits) NodeDiagnosis {
-	affinity, taints, crowd := int64(0), int64(maxScore), int64(0)
-	if most.affinity > 0 {
-		affinity = maxScore * int64(cache.affinity[slot]) / int64(most.affinity)
-	}
-	if most.taints > 0 {
-		taints = maxScore - maxScore*int64(cache.taints[slot])/int64(most.taints)
-	}
-	if most.spread {
-		crowd = normalSpread(spread, most)
-	}
-	return NodeDiagnosis{
-		Node: s.nodes[slot].node.Name, Total: s.total(t, cache, slot, spread, most),
-		Scores: []Score{
-			{"TaintToleration", taints, weightTaint},
-			{"NodeAffinity", affinity, weightAffinity},
-			{"NodeResourcesFit", s.leastAllocated(t, slot), 1},
-			{"PodTopologySpread", crowd, weightSpread},
-			{"NodeResourcesBalancedAllocation", s.balanced(t, slot), 1},
-			{"ImageLocality", s.imageScore(t, cache, slot), 1},
-		},
-	}
+// cool drops what a template that is not shared has made.
+func (s *State) cool(t *template) {
+	s.unplan(t)
+	s.hot = slices.DeleteFunc(s.hot, func(h *shape) bool { return h == t.shape })
 }

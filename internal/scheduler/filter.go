@@ -47,6 +47,14 @@ func (s *State) outsideOf(pod *corev1.Pod) ([]outsideCheck, *rejection) {
 	return all, nil
 }
 
+// prepare asks what may be said of all nodes before any is looked at.
+func (s *State) prepare(t *template, pod *corev1.Pod) ([]outsideCheck, *rejection) {
+	if t.onlyNodes != nil && len(t.onlyNodes) == 0 {
+		return nil, &rejection{plugin: NodeAffinity, reasons: []string{reasonConflict}}
+	}
+	return s.outsideOf(pod)
+}
+
 // passes says whether a node passes all filters. The template is warm.
 func (s *State) passes(t *template, outside []outsideCheck, slot int32) bool {
 	if !s.feasible(t, t.cache, slot) {

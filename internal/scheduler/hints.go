@@ -179,7 +179,7 @@ func (s *State) mayFit(t *template, pod *corev1.Pod, slot int32) bool {
 	if !s.fits(t, slot) {
 		return false
 	}
-	outside, refused := s.outsideOf(pod)
+	outside, refused := s.prepare(t, pod)
 	return refused == nil && s.rejectNominated(t, pod, outside, slot) == nil
 }
 

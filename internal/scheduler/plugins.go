@@ -1,10 +1,13 @@
 package scheduler
 
 import (
+	"fmt"
 	"math/bits"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
 // Plugin is a part of the decision that kube-scheduler has a name for. The order is that of its default
@@ -101,6 +104,33 @@ type Profile struct {
 	MinCandidatePercent, MinCandidateNodes int32
 
 	VolumeBindTimeout time.Duration // how long a pod waits for its volumes to be bound
+
+	added *addedAffinity // AddedAffinity, parsed
+}
+
+type addedAffinity struct {
+	required  *nodeaffinity.NodeSelector
+	preferred *nodeaffinity.PreferredSchedulingTerms
+}
+
+// prepare parses what is configured.
+func (p *Profile) prepare() error {
+	if p.AddedAffinity == nil {
+		return nil
+	}
+	p.added = &addedAffinity{}
+	var err error
+	if required := p.AddedAffinity.RequiredDuringSchedulingIgnoredDuringExecution; required != nil {
+		if p.added.required, err = nodeaffinity.NewNodeSelector(required); err != nil {
+			return fmt.Errorf("profile %s: required affinity: %w", p.Name, err)
+		}
+	}
+	if preferred := p.AddedAffinity.PreferredDuringSchedulingIgnoredDuringExecution; len(preferred) > 0 {
+		if p.added.preferred, err = nodeaffinity.NewPreferredSchedulingTerms(preferred); err != nil {
+			return fmt.Errorf("profile %s: preferred affinity: %w", p.Name, err)
+		}
+	}
+	return nil
 }
 
 // StrategyType is how NodeResourcesFit scores.
@@ -152,4 +182,17 @@ func DefaultProfile(name string) *Profile {
 	p.Weights[NodeResourcesBalancedAllocation] = 1
 	p.Weights[ImageLocality] = 1
 	return p
+}
+
+// ignores says whether filters do not look at an extended resource.
+func (p *Profile) ignores(name corev1.ResourceName) bool {
+	group, _, extended := strings.Cut(string(name), "/")
+	if !extended || strings.Contains(string(name), "kubernetes.io/") {
+		return false
+	}
+	if _, ok := p.Ignored[string(name)]; ok {
+		return true
+	}
+	_, ok := p.IgnoredGroups[group]
+	return ok
 }

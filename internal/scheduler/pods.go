@@ -16,7 +16,6 @@ type placed struct {
 	lifted   bool  // taken off its node to see how things were without it
 	leaving  bool  // it is being deleted: it holds room, but does not count as spread
 	template *template
-	group    *group
 }
 
 // nominee is a pod that room is kept for on a node, because others were evicted for it.
@@ -38,14 +37,6 @@ func (s *State) AddPod(pod *corev1.Pod, node string) {
 	}
 	s.Unnominate(pod.UID)
 	p := &placed{pod: pod, slot: none, node: node, leaving: leaving, template: s.ref(pod)}
-	if owner := p.template.owner; owner != "" {
-		p.group = s.groups[owner]
-		if p.group == nil {
-			p.group = &group{onNode: map[int32]int32{}, inZone: map[int32]int32{}}
-			s.groups[owner] = p.group
-		}
-		p.group.pods++
-	}
 	s.pods[pod.UID] = p
 	if slot, ok := s.slots[node]; ok {
 		s.settle(p, slot)
@@ -63,11 +54,6 @@ func (s *State) RemovePod(uid types.UID) (node string, ok bool) {
 	if p.slot != none {
 		s.unsettle(p)
 		s.freed++
-	}
-	if p.group != nil {
-		if p.group.pods--; p.group.pods == 0 {
-			delete(s.groups, p.template.owner)
-		}
 	}
 	s.unref(p.template)
 	return p.node, true
@@ -117,7 +103,7 @@ func (s *State) letDown(p *placed) {
 // being away and nominated pods of its priority or a higher one being there. It is cheap after the
 // first call for a template.
 func (s *State) fitsOn(t *template, pod *corev1.Pod, slot int32) bool {
-	outside, refused := s.outsideOf(pod)
+	outside, refused := s.prepare(t, pod)
 	if refused != nil {
 		return false
 	}
@@ -211,5 +197,5 @@ func (s *State) charge(p *placed, sign int64) {
 			delete(n.ports, port)
 		}
 	}
-	s.chargeGroup(p, sign)
+	s.count(p, int32(sign))
 }

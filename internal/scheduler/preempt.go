@@ -58,7 +58,7 @@ type eviction struct {
 // room for a pod. It changes nothing. Without such a node it says why. Source: kube-scheduler's
 // DefaultPreemption. from turns the nodes to begin with, so that not always the same are hit.
 func (s *State) preempt(t *template, pod *corev1.Pod, failure *FitError, budgets []budget, from int, now time.Time) (*eviction, string) {
-	outside, refused := s.outsideOf(pod)
+	outside, refused := s.prepare(t, pod)
 	candidates := failure.candidates
 	if refused != nil {
 		candidates = nil
@@ -249,7 +249,7 @@ func (s *State) waitsForVictims(t *template, pod *corev1.Pod, gone func(*corev1.
 	if !ok {
 		return false
 	}
-	outside, refused := s.outsideOf(pod)
+	outside, refused := s.prepare(t, pod)
 	if refused == nil {
 		refused = s.rejectNominated(t, pod, outside, slot)
 	}

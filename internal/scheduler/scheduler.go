@@ -76,7 +76,7 @@ type Scheduler struct {
 type assumption struct {
 	node     string
 	reserved bool                    // the binder holds something for it
-	cancel context.CancelCauseFunc // of what is waited for before the binding; nil if nothing is
+	cancel   context.CancelCauseFunc // of what is waited for before the binding; nil if nothing is
 }
 
 // Stats counts what a Scheduler has done since its start.
@@ -113,6 +113,9 @@ func New(c client.Client, informers Informers, recorder Recorder, opts Options) 
 		wake: make(chan struct{}, 1), jobs: make(chan *job, 4*opts.BindWorkers),
 	}
 	for _, p := range opts.Config.Profiles {
+		if err := p.prepare(); err != nil {
+			return nil, fmt.Errorf("scheduler: %w", err)
+		}
 		s.profiles[p.Name] = p
 	}
 	s.reset()
@@ -179,7 +182,7 @@ func (s *Scheduler) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state, s.queue = NewState(), newQueue(s.opts.Config.InitialBackoff, s.opts.Config.MaxBackoff)
-	s.state.SetProfiles(s.opts.Config.Profiles...)
+	_ = s.state.SetProfiles(s.opts.Config.Profiles...) // New has found no error in them
 	s.assumed, s.doomed = map[types.UID]*assumption{}, map[types.UID]struct{}{}
 	s.writing, s.budgets = map[types.UID][]*job{}, map[types.UID]budget{}
 	for len(s.jobs) > 0 {
@@ -188,10 +191,11 @@ func (s *Scheduler) reset() {
 }
 
 func (s *Scheduler) subscribe(ctx context.Context) (stop func(), err error) {
-	return informer.Subscribe(ctx, s.informers,
+	subs := append(s.selectorSubscriptions(),
 		informer.Subscription{Object: &corev1.Node{}, OnEvent: s.onNode},
 		informer.Subscription{Object: &policyv1.PodDisruptionBudget{}, OnEvent: s.onBudget},
 		informer.Subscription{Object: &corev1.Pod{}, OnEvent: s.onPod})
+	return informer.Subscribe(ctx, s.informers, subs...)
 }
 
 func (s *Scheduler) onNode(old, current client.Object) {
@@ -354,9 +358,12 @@ func (s *Scheduler) poke() {
 func (s *Scheduler) placeAll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var namespaces namespaceWatch
+	defer namespaces.end()
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	for ctx.Err() == nil {
+		namespaces.begin(ctx, s)
 		j, next := s.placeNext(s.now())
 		if j != nil {
 			select {

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -43,18 +44,34 @@ type State struct {
 	disordered  bool    // order is to be rebuilt before it is read
 	start       int     // where in order the next search begins
 
-	zones  map[string]int32 // zone name to number
+	zones  map[string]int32 // region and zone to number
 	images map[string]*imageState
 
 	pods      map[types.UID]*placed
 	nominees  map[types.UID]*nominee
-	outside   []outsideFilter      // volumes
-	profiles  map[string]*Profile  // by schedulerName
-	fallback  *Profile             // of pods that no profile is for: they are placed by others
-	groups    map[types.UID]*group // by the UID of the pods' controller
-	seed      maphash.Seed         // of the templates' hashes
+	outside   []outsideFilter     // volumes
+	profiles  map[string]*Profile // by schedulerName
+	fallback  *Profile            // of pods that no profile is for: they are placed by others
+	seed      maphash.Seed        // of the hashes of templates and shapes
 	templates map[uint64][]*template
-	hot       []*template // those with caches, the oldest first
+	shapes    map[uint64][]*shape
+	shaped    uint64                            // counts shapes made
+	spaces    map[string]map[*template]struct{} // by namespace
+	holders   []*shape                          // those with terms about pods
+	hot       []*shape                          // those with caches, the oldest first
+	planned   []*template                       // those with plans, the oldest first
+
+	topologies map[string]*topology // by label key
+	layout     uint64               // counts changes of what is in which domain or scope
+	views      map[string]*view     // those that templates may share
+	spaceViews map[string][]*view   // views that only pods of one namespace count in
+	wideViews  []*view              // views that pods of any namespace may count in
+	heldViews  []*view              // views that only pods with terms count in
+
+	namespaces      map[string]labels.Set
+	wantsNamespaces bool                             // a term selects namespaces by label
+	services        map[string]map[string]labels.Set // selectors by namespace and name
+	owners          map[owner]labels.Selector
 
 	freed        uint64 // counts changes that may make room for a pod
 	added        uint64 // counts pods that came: company for those with affinity
@@ -68,8 +85,7 @@ type State struct {
 type nodeInfo struct {
 	node    *corev1.Node // nil for a free slot
 	version uint32       // changes when labels, taints or cordon change
-	zone    int32        // number of the zone, none without one
-	host    bool         // it has the hostname label
+	zone    int32        // number of the zone
 	ports   map[hostPort]int32
 
 	pods     []*placed
@@ -87,20 +103,16 @@ type hostPort struct {
 	port     int32
 }
 
-// group is the pods of one controller; they are spread over hosts and zones.
-type group struct {
-	pods   int
-	onNode map[int32]int32
-	inZone map[int32]int32
-}
-
 // NewState returns a state without nodes.
 func NewState() *State {
 	s := &State{
 		seed:      maphash.MakeSeed(),
 		resources: map[corev1.ResourceName]int{},
 		slots:     map[string]int32{}, zones: map[string]int32{}, images: map[string]*imageState{},
-		pods: map[types.UID]*placed{}, nominees: map[types.UID]*nominee{}, fallback: DefaultProfile(""), groups: map[types.UID]*group{}, templates: map[uint64][]*template{},
+		pods: map[types.UID]*placed{}, nominees: map[types.UID]*nominee{}, fallback: DefaultProfile(""),
+		templates: map[uint64][]*template{}, shapes: map[uint64][]*shape{}, spaces: map[string]map[*template]struct{}{},
+		topologies: map[string]*topology{}, views: map[string]*view{}, spaceViews: map[string][]*view{},
+		namespaces: map[string]labels.Set{}, services: map[string]map[string]labels.Set{}, owners: map[owner]labels.Selector{},
 	}
 	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourcePods} {
 		s.place(name)
@@ -148,13 +160,11 @@ func (s *State) SetNode(node *corev1.Node) bool {
 	if old == nil || !sameStatic(old, node) {
 		s.changes++
 		n.version = s.changes
-		zone := s.zoneOf(node)
-		_, n.host = node.Labels[corev1.LabelHostname]
-		if zone != n.zone || !known {
-			s.moveZone(slot, n.zone, zone)
+		if zone := s.zoneOf(node); zone != n.zone || !known {
 			n.zone = zone
 			s.disordered = true
 		}
+		s.replace(slot)
 		helps = true
 	}
 	if old == nil || !apiequality.Semantic.DeepEqual(old.Status.Images, node.Status.Images) {
@@ -182,6 +192,7 @@ func (s *State) SetNode(node *corev1.Node) bool {
 // sameStatic compares what filters read of a node beside its resources.
 func sameStatic(a, b *corev1.Node) bool {
 	return a.Spec.Unschedulable == b.Spec.Unschedulable && mapsEqual(a.Labels, b.Labels) &&
+		slices.Equal(a.Status.DeclaredFeatures, b.Status.DeclaredFeatures) &&
 		slices.EqualFunc(a.Spec.Taints, b.Spec.Taints, func(x, y corev1.Taint) bool {
 			return x.Key == y.Key && x.Value == y.Value && x.Effect == y.Effect
 		})
@@ -235,37 +246,15 @@ func (s *State) setAllocatable(slot int32, node *corev1.Node) bool {
 	return grew
 }
 
+// zoneOf numbers the zones of regions; nodes without one are together, too.
 func (s *State) zoneOf(node *corev1.Node) int32 {
-	name := node.Labels[corev1.LabelTopologyZone]
-	if name == "" {
-		return none
-	}
+	name := node.Labels[corev1.LabelTopologyRegion] + "/" + node.Labels[corev1.LabelTopologyZone]
 	number, ok := s.zones[name]
 	if !ok {
 		number = int32(len(s.zones))
 		s.zones[name] = number
 	}
 	return number
-}
-
-// moveZone moves the counts of groups with pods on a node to its new zone.
-func (s *State) moveZone(slot, from, to int32) {
-	for _, g := range s.groups {
-		if count := g.onNode[slot]; count > 0 {
-			add(g.inZone, from, -count)
-			add(g.inZone, to, count)
-		}
-	}
-}
-
-func add(counts map[int32]int32, key, count int32) {
-	if key == none {
-		return
-	}
-	counts[key] += count
-	if counts[key] == 0 {
-		delete(counts, key)
-	}
 }
 
 // reorder rebuilds the order of the search if nodes have changed: zones take turns, so that a search that
@@ -346,23 +335,14 @@ func (s *State) RemoveNode(name string) {
 	s.dropImages(slot, s.nodes[slot].node)
 	s.imageChanges++
 	delete(s.slots, name)
-	s.nodes[slot] = nodeInfo{}
+	s.nodes[slot] = nodeInfo{zone: none}
+	s.replace(slot)
 	clear(s.allocatable[int(slot)*s.width : int(slot+1)*s.width])
 	clear(s.used[int(slot)*s.width : int(slot+1)*s.width])
 	s.scored[2*slot], s.scored[2*slot+1] = 0, 0
 	s.free = append(s.free, slot)
 	s.freed++ // what failed before would fail with other words now
 	s.disordered = true
-}
-
-// chargeGroup counts a pod among those of its controller.
-func (s *State) chargeGroup(p *placed, sign int64) {
-	if p.group == nil {
-		return
-	}
-	add(p.group.onNode, p.slot, int32(sign))
-	add(p.group.inZone, s.nodes[p.slot].zone, int32(sign))
-	s.scratch.moved(p.group, p.slot, int32(sign))
 }
 
 // normalImage gives an image name without a tag the tag it implies.

@@ -45,11 +45,17 @@ func newPod(name, cpu, memory string, change ...func(*corev1.Pod)) *corev1.Pod {
 	return pod
 }
 
+// ownedBy makes a pod one of a ReplicaSet, whose selector knowOwner tells a State.
 func ownedBy(uid string) func(*corev1.Pod) {
 	yes := true
 	return func(pod *corev1.Pod) {
+		pod.Labels = map[string]string{"app": uid}
 		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: uid, UID: types.UID(uid), Controller: &yes}}
 	}
+}
+
+func knowOwner(s *State, uid string) {
+	s.SetOwner("apps/v1", "ReplicaSet", "default", uid, &metav1.LabelSelector{MatchLabels: map[string]string{"app": uid}})
 }
 
 func taint(key, effect string) func(*corev1.Node) {
@@ -219,6 +225,7 @@ func TestPlaceChooses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := NewState()
+			knowOwner(s, "rs")
 			for _, node := range tc.nodes {
 				s.SetNode(node)
 			}
@@ -267,8 +274,8 @@ func TestDiagnose(t *testing.T) {
 	got := s.Diagnose(newPod("p", "500m", "512Mi"))
 	want := Diagnosis{Chosen: "a", Nodes: []NodeDiagnosis{
 		{Node: "a", Total: 50 + 75 + 300, Scores: []Score{
-			{"TaintToleration", 100, 3}, {"NodeAffinity", 0, 2}, {"NodeResourcesFit", 50, 1},
-			{"PodTopologySpread", 0, 2}, {"NodeResourcesBalancedAllocation", 75, 1}, {"ImageLocality", 0, 1},
+			{"TaintToleration", 100, 3}, {"NodeAffinity", 0, 2}, {"NodeResourcesFit", 50, 1}, {"PodTopologySpread", 0, 2},
+			{"InterPodAffinity", 0, 2}, {"NodeResourcesBalancedAllocation", 75, 1}, {"ImageLocality", 0, 1},
 		}},
 		{Node: "b", Filter: "TaintToleration", Reasons: []string{"node(s) had untolerated taint(s)"}},
 	}}
@@ -357,14 +364,11 @@ func checkEmpty(t *testing.T, s *State, pods map[types.UID]*corev1.Pod) {
 			t.Errorf("used[%d] is %d with no pods", i, used)
 		}
 	}
-	if len(s.groups) != 0 || len(s.pods) != 0 {
-		t.Errorf("%d groups, %d pods left", len(s.groups), len(s.pods))
+	if len(s.pods) != 0 || len(s.templates) != 0 || len(s.shapes) != 0 || len(s.spaces) != 0 || len(s.holders) != 0 {
+		t.Errorf("%d pods, %d templates, %d shapes left", len(s.pods), len(s.templates), len(s.shapes))
 	}
-	for _, count := range s.scratch.onNode {
-		if count != 0 {
-			t.Errorf("spread counts left: %v", s.scratch.onNode)
-			break
-		}
+	if len(s.views)+len(s.spaceViews)+len(s.wideViews)+len(s.heldViews)+len(s.planned)+len(s.hot) != 0 {
+		t.Errorf("views %v, %d planned, %d hot left", s.views, len(s.planned), len(s.hot))
 	}
 }
 
@@ -412,6 +416,9 @@ func BenchmarkPlace(b *testing.B) {
 				owners := 1
 				if kind != "one template" {
 					owners = 10
+				}
+				for i := range owners {
+					knowOwner(s, fmt.Sprint("rs", i))
 				}
 				pods := make([]*corev1.Pod, 2000)
 				for i := range pods {

@@ -6,85 +6,92 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	resourcehelper "k8s.io/component-helpers/resource"
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
-// What a container without a request counts for in scores, so that nodes full of such
-// pods do not look empty (kube-scheduler, util/pod_resources.go).
-const (
-	defaultCPUMilli    = 100
-	defaultMemoryBytes = 200 << 20
-)
-
-// hotTemplates is how many templates keep their caches at once.
-const hotTemplates = 64
-
-// demand is an amount of the resource at a place of the vectors.
-type demand struct {
-	place  int
-	amount int64
-}
-
-// template is what pods of one kind ask of a node. Pods with equal templates are
-// interchangeable for the scheduler.
+// template is the pods that are interchangeable for the scheduler: of one shape and
+// controller, in one namespace, with equal labels and spread constraints.
 type template struct {
-	sum  uint64
-	pod  *corev1.Pod // the first pod seen; the source of all below, read-only
-	pods int         // placed or waiting pods that use it
+	*shape
+	sum   uint64
+	pod   *corev1.Pod // the first pod seen, read-only
+	pods  int         // placed or waiting pods that use it
+	owner types.UID   // of the controller; may be empty
 
-	profile *Profile
-
-	demands                 []demand
-	scoredCPU, scoredMemory int64
-	ports                   []hostPort
-	images                  []string
-	containers              int
-	owner                   types.UID // of the controller, for spreading; may be empty
-
-	toleratesCordon bool
-	required        nodeaffinity.RequiredNodeAffinity
-	hasRequired     bool
-	onlyNodes       map[string]struct{} // nil unless a name is demanded
-	preferred       *nodeaffinity.PreferredSchedulingTerms
-	lenient         []corev1.Toleration // those that count against PreferNoSchedule
-
-	cache *nodeCache // nil unless the template is hot
+	spots   spots   // where its pods are
+	watches []watch // the views that its pods count in
+	plan    *plan   // nil unless pods of it are being placed
 
 	failedAt [2]uint64 // State.freed and State.added when no node was found last
 	failure  *FitError // what was found then
 }
 
-// nodeCache is what a template knows of each slot while the node's version stands.
-type nodeCache struct {
-	version  []uint32
-	verdict  []verdict
-	affinity []int32 // sum of the weights of preferred terms
-	taints   []int32 // PreferNoSchedule taints that are not tolerated
-	imageAt  []uint32
-	image    []int32 // score of images that are there
-}
-
 // template returns the template of a pod, making it if no other pod has it.
 func (s *State) template(pod *corev1.Pod) *template {
-	sum := fingerprint(s.seed, pod)
+	shapeSum, sum := fingerprint(s.seed, pod)
 	for _, t := range s.templates[sum] {
 		if s.sameTemplate(t, pod) {
 			return t
 		}
 	}
-	t := s.newTemplate(pod)
+	t := s.newTemplate(pod, s.shape(pod, shapeSum))
 	t.sum = sum
 	s.templates[sum] = append(s.templates[sum], t)
+	t.shape.templates = append(t.shape.templates, t)
+	space := s.spaces[pod.Namespace]
+	if space == nil {
+		space = map[*template]struct{}{}
+		s.spaces[pod.Namespace] = space
+	}
+	space[t] = struct{}{}
+	s.admit(t)
+	return t
+}
+
+// shape returns the shape of a pod, making it if no other pod has it.
+func (s *State) shape(pod *corev1.Pod, sum uint64) *shape {
+	for _, h := range s.shapes[sum] {
+		if h.profile == s.profileOf(pod) && sameShape(h.pod, pod) {
+			return h
+		}
+	}
+	h := s.newShape(pod, sum)
+	s.shapes[sum] = append(s.shapes[sum], h)
+	if h.terms == nil {
+		return h
+	}
+	s.holders = append(s.holders, h)
+	if h.terms.needsNamespaces() {
+		s.wantsNamespaces = true
+	}
+	for _, t := range s.planned {
+		if !t.plan.stale && s.touches(h, t, nil, nil) {
+			t.plan.stale = true
+		}
+	}
+	return h
+}
+
+// newTemplate is a template that nothing refers to yet.
+func (s *State) newTemplate(pod *corev1.Pod, h *shape) *template {
+	t := &template{shape: h, pod: pod}
+	if by := metav1.GetControllerOfNoCopy(pod); by != nil {
+		t.owner = by.UID
+	}
 	return t
 }
 
 // sameTemplate says whether a template is that of a pod.
 func (s *State) sameTemplate(t *template, pod *corev1.Pod) bool {
-	return sameDemands(t.pod, pod) && t.profile == s.profileOf(pod) && preempts(t.pod) == preempts(pod)
+	var owner types.UID
+	if by := metav1.GetControllerOfNoCopy(pod); by != nil {
+		owner = by.UID
+	}
+	x, y := t.pod.Spec.TopologySpreadConstraints, pod.Spec.TopologySpreadConstraints
+	return t.owner == owner && t.pod.Namespace == pod.Namespace && mapsEqual(t.pod.Labels, pod.Labels) &&
+		t.profile == s.profileOf(pod) && len(x) == len(y) && (len(x) == 0 || apiequality.Semantic.DeepEqual(x, y)) &&
+		preempts(t.pod) == preempts(pod) && sameShape(t.shape.pod, pod)
 }
 
 // preempts says whether a pod may evict others.
@@ -93,11 +100,15 @@ func preempts(pod *corev1.Pod) bool {
 }
 
 // SetProfiles says what is configured, before anything else is known.
-func (s *State) SetProfiles(profiles ...*Profile) {
+func (s *State) SetProfiles(profiles ...*Profile) error {
 	s.profiles = map[string]*Profile{}
 	for _, p := range profiles {
+		if err := p.prepare(); err != nil {
+			return err
+		}
 		s.profiles[p.Name] = p
 	}
+	return nil
 }
 
 func (s *State) profileOf(pod *corev1.Pod) *Profile {
@@ -125,22 +136,40 @@ func (s *State) unref(t *template) {
 	} else {
 		s.templates[t.sum] = same
 	}
-	if at := slices.Index(s.hot, t); at >= 0 {
-		s.hot = slices.Delete(s.hot, at, at+1)
+	if delete(s.spaces[t.pod.Namespace], t); len(s.spaces[t.pod.Namespace]) == 0 {
+		delete(s.spaces, t.pod.Namespace)
+	}
+	s.unplan(t)
+	s.dismiss(t)
+	h := t.shape
+	h.templates = slices.DeleteFunc(h.templates, func(other *template) bool { return other == t })
+	if len(h.templates) == 0 {
+		s.dropShape(h)
 	}
 }
 
-// fingerprint hashes what the scheduler reads of a pod. Parts that are rare or costly to
-// hash are left to sameDemands.
-func fingerprint(seed maphash.Seed, pod *corev1.Pod) uint64 {
+// dropShape forgets a shape without templates.
+func (s *State) dropShape(h *shape) {
+	is := func(other *shape) bool { return other == h }
+	if same := slices.DeleteFunc(s.shapes[h.sum], is); len(same) > 0 {
+		s.shapes[h.sum] = same
+	} else {
+		delete(s.shapes, h.sum)
+	}
+	if h.terms != nil {
+		s.holders = slices.DeleteFunc(s.holders, is)
+	}
+	s.hot = slices.DeleteFunc(s.hot, is)
+}
+
+// fingerprint hashes what the scheduler reads of a pod: what makes its shape, and all.
+// Parts that are rare or costly to hash are left to sameShape and sameTemplate.
+func fingerprint(seed maphash.Seed, pod *corev1.Pod) (shape, all uint64) {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	write := func(text string) {
 		_, _ = h.WriteString(text)
 		_ = h.WriteByte(0)
-	}
-	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
-		write(string(owner.UID))
 	}
 	for _, containers := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
 		for i := range containers {
@@ -153,182 +182,28 @@ func fingerprint(seed maphash.Seed, pod *corev1.Pod) uint64 {
 			maphash.WriteComparable(&h, sum)
 		}
 	}
-	var sum uint64
-	for key, value := range pod.Spec.NodeSelector {
-		sum += maphash.String(seed, key) * (maphash.String(seed, value) | 1)
-	}
-	maphash.WriteComparable(&h, sum)
+	maphash.WriteComparable(&h, hashOf(seed, pod.Spec.NodeSelector))
 	for i := range pod.Spec.Tolerations {
 		write(pod.Spec.Tolerations[i].Key)
 	}
-	return h.Sum64()
-}
-
-// sameDemands says whether two pods are the same to the scheduler.
-func sameDemands(a, b *corev1.Pod) bool {
-	ownerA, ownerB := metav1.GetControllerOfNoCopy(a), metav1.GetControllerOfNoCopy(b)
-	if (ownerA == nil) != (ownerB == nil) || (ownerA != nil && ownerA.UID != ownerB.UID) {
-		return false
+	if pod.Spec.Affinity != nil {
+		write(pod.Namespace)
 	}
-	x, y := &a.Spec, &b.Spec
-	return !resizing(a) && !resizing(b) && priorityOf(a) == priorityOf(b) &&
-		slices.EqualFunc(x.Containers, y.Containers, sameContainer) &&
-		slices.EqualFunc(x.InitContainers, y.InitContainers, sameContainer) &&
-		sameResources(x.Overhead, y.Overhead) && mapsEqual(x.NodeSelector, y.NodeSelector) &&
-		slices.EqualFunc(x.Tolerations, y.Tolerations, func(p, q corev1.Toleration) bool {
-			return p.Key == q.Key && p.Operator == q.Operator && p.Value == q.Value && p.Effect == q.Effect
-		}) &&
-		(x.Affinity == y.Affinity || apiequality.Semantic.DeepEqual(x.Affinity, y.Affinity)) &&
-		(x.Resources == y.Resources || apiequality.Semantic.DeepEqual(x.Resources, y.Resources))
-}
-
-func sameContainer(a, b corev1.Container) bool {
-	always := func(c *corev1.Container) bool {
-		return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-	}
-	return a.Image == b.Image && always(&a) == always(&b) && sameResources(a.Resources.Requests, b.Resources.Requests) &&
-		slices.EqualFunc(a.Ports, b.Ports, func(p, q corev1.ContainerPort) bool {
-			return p.HostPort == q.HostPort && p.HostIP == q.HostIP && p.Protocol == q.Protocol
-		})
-}
-
-func sameResources(a, b corev1.ResourceList) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for name, quantity := range a {
-		if other, ok := b[name]; !ok || quantity.Cmp(other) != 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// resizing says whether what a pod holds differs from what its spec asks for.
-func resizing(pod *corev1.Pod) bool {
-	for i := range pod.Status.Conditions {
-		switch pod.Status.Conditions[i].Type {
-		case corev1.PodResizePending, corev1.PodResizeInProgress:
-			return true
-		}
-	}
-	return false
-}
-
-func (s *State) newTemplate(pod *corev1.Pod) *template {
-	t := &template{pod: pod, profile: s.profileOf(pod), containers: len(pod.Spec.Containers) + len(pod.Spec.InitContainers)}
-	s.setDemands(t, pod)
+	shape = h.Sum64()
+	write(pod.Namespace)
+	maphash.WriteComparable(&h, hashOf(seed, pod.Labels))
 	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
-		t.owner = owner.UID
+		write(string(owner.UID))
 	}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		t.images = append(t.images, normalImage(c.Image))
-		// The ports of other init containers are free again before the pod runs.
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			t.addPorts(c.Ports)
-		}
-	}
-	for i := range pod.Spec.Containers {
-		t.images = append(t.images, normalImage(pod.Spec.Containers[i].Image))
-		t.addPorts(pod.Spec.Containers[i].Ports)
-	}
-	cordon := corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}
-	t.toleratesCordon = tolerated(pod.Spec.Tolerations, &cordon)
-	for _, toleration := range pod.Spec.Tolerations {
-		if toleration.Effect == "" || toleration.Effect == corev1.TaintEffectPreferNoSchedule {
-			t.lenient = append(t.lenient, toleration)
-		}
-	}
-	t.required = nodeaffinity.GetRequiredNodeAffinity(pod)
-	t.hasRequired = len(pod.Spec.NodeSelector) > 0
-	if pod.Spec.Affinity != nil && pod.Spec.Affinity.NodeAffinity != nil {
-		affinity := pod.Spec.Affinity.NodeAffinity
-		if required := affinity.RequiredDuringSchedulingIgnoredDuringExecution; required != nil {
-			t.hasRequired = true
-			t.onlyNodes = demandedNames(required)
-		}
-		if terms := affinity.PreferredDuringSchedulingIgnoredDuringExecution; len(terms) > 0 {
-			// Validation lets no invalid term in; one that came in all the same has no weight.
-			if preferred, err := nodeaffinity.NewPreferredSchedulingTerms(terms); err == nil {
-				t.preferred = preferred
-			}
-		}
-	}
-	return t
+	return shape, h.Sum64()
 }
 
-func (s *State) setDemands(t *template, pod *corev1.Pod) {
-	options := resourcehelper.PodResourcesOptions{UseStatusResources: resizing(pod)}
-	requests := resourcehelper.PodRequests(pod, options)
-	names := make([]corev1.ResourceName, 0, len(requests))
-	for name := range requests {
-		names = append(names, name)
+func hashOf(seed maphash.Seed, set map[string]string) uint64 {
+	var sum uint64
+	for key, value := range set {
+		sum += maphash.String(seed, key) * (maphash.String(seed, value) | 1)
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		quantity := requests[name]
-		amount := quantity.Value()
-		if name == corev1.ResourceCPU {
-			amount = quantity.MilliValue()
-		}
-		if amount > 0 && name != corev1.ResourcePods {
-			t.demands = append(t.demands, demand{place: s.place(name), amount: amount})
-		}
-	}
-	options.NonMissingContainerRequests = corev1.ResourceList{
-		corev1.ResourceCPU:    *resource.NewMilliQuantity(defaultCPUMilli, resource.DecimalSI),
-		corev1.ResourceMemory: *resource.NewQuantity(defaultMemoryBytes, resource.BinarySI),
-	}
-	scored := resourcehelper.PodRequests(pod, options)
-	t.scoredCPU, t.scoredMemory = scored.Cpu().MilliValue(), scored.Memory().Value()
-}
-
-func (t *template) addPorts(ports []corev1.ContainerPort) {
-	for _, p := range ports {
-		if p.HostPort == 0 {
-			continue
-		}
-		port := hostPort{ip: p.HostIP, protocol: p.Protocol, port: p.HostPort}
-		if port.ip == "" {
-			port.ip = "0.0.0.0"
-		}
-		if port.protocol == "" {
-			port.protocol = corev1.ProtocolTCP
-		}
-		t.ports = append(t.ports, port)
-	}
-}
-
-// demandedNames returns the nodes that an affinity demands by name, nil if any term
-// leaves the name open. DaemonSets place their pods this way.
-func demandedNames(selector *corev1.NodeSelector) map[string]struct{} {
-	var all map[string]struct{}
-	for _, term := range selector.NodeSelectorTerms {
-		var names map[string]struct{}
-		for _, field := range term.MatchFields {
-			if field.Key != metav1.ObjectNameField || field.Operator != corev1.NodeSelectorOpIn {
-				continue
-			}
-			wanted := map[string]struct{}{}
-			for _, value := range field.Values {
-				if _, ok := names[value]; ok || names == nil {
-					wanted[value] = struct{}{}
-				}
-			}
-			names = wanted
-		}
-		if names == nil {
-			return nil
-		}
-		if all == nil {
-			all = map[string]struct{}{}
-		}
-		for name := range names {
-			all[name] = struct{}{}
-		}
-	}
-	return all
+	return sum
 }
 
 // tolerated says whether any toleration covers a taint. (The comparison operators Lt
@@ -351,28 +226,42 @@ func tolerated(tolerations []corev1.Toleration, taint *corev1.Taint) bool {
 	return false
 }
 
-// warm gives a template caches for all slots, taking those of the template that was not
-// used for longest when there are many.
-func (s *State) warm(t *template) *nodeCache {
+// untolerated says whether any taint keeps pods with these tolerations away.
+func untolerated(tolerations []corev1.Toleration, taints []corev1.Taint) bool {
+	for i := range taints {
+		taint := &taints[i]
+		if taint.Effect != corev1.TaintEffectNoSchedule && taint.Effect != corev1.TaintEffectNoExecute {
+			continue
+		}
+		if !tolerated(tolerations, taint) {
+			return true
+		}
+	}
+	return false
+}
+
+// warm gives a template a plan, and its shape caches for all slots, taking those of the
+// shape that got them first when there are many.
+func (s *State) warm(t *template) *plan {
 	if t.cache == nil {
 		t.cache = &nodeCache{}
-		if len(s.hot) >= hotTemplates {
+		if len(s.hot) >= s.hotLimit() {
 			coldest := s.hot[0]
 			s.hot = slices.Delete(s.hot, 0, 1)
 			t.cache, coldest.cache = coldest.cache, nil
 			clear(t.cache.version)
 			clear(t.cache.imageAt)
 		}
-		s.hot = append(s.hot, t)
+		s.hot = append(s.hot, t.shape)
 	}
 	t.cache.grow(len(s.nodes))
-	return t.cache
+	return s.ready(t)
 }
 
 func (c *nodeCache) grow(slots int) {
 	if missing := slots - len(c.version); missing > 0 {
 		c.version = append(c.version, make([]uint32, missing)...)
-		c.verdict = append(c.verdict, make([]verdict, missing)...)
+		c.verdict = append(c.verdict, make([]Plugin, missing)...)
 		c.affinity = append(c.affinity, make([]int32, missing)...)
 		c.taints = append(c.taints, make([]int32, missing)...)
 		c.imageAt = append(c.imageAt, make([]uint32, missing)...)

@@ -38,8 +38,8 @@ type job struct {
 	wait   bool   // the binder has something to do before
 	failed error  // the binder could not reserve
 
-	message  string      // of the condition and the event; empty for neither
-	nominate *string     // new nominated node; nil to leave it
+	message  string  // of the condition and the event; empty for neither
+	nominate *string // new nominated node; nil to leave it
 	victims  []*corev1.Pod
 	aside    []*corev1.Pod // lose their nomination
 	evictor  *waiting      // held until the victims are deleted
