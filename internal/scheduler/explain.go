@@ -290,8 +290,12 @@ func (s *State) Diagnose(pod *corev1.Pod) Diagnosis {
 	var d Diagnosis
 	s.scratch.slots = s.scratch.slots[:0]
 	outside, refused := s.prepare(t, pod)
+	only, limited := onlyNodes(t, outside)
 	for _, slot := range s.order {
 		r := refused
+		if r == nil {
+			r = s.limit(only, limited, t, outside, slot)
+		}
 		if r == nil {
 			r = s.rejectNominated(t, pod, outside, slot)
 		}

@@ -78,19 +78,32 @@ func (s *State) defaultSelector(pod *corev1.Pod) labels.Selector {
 			}
 		}
 	}
-	selector := merged.AsSelectorPreValidated()
-	by := metav1.GetControllerOfNoCopy(pod)
-	if by == nil {
-		return selector
+	var of labels.Selector
+	if by := metav1.GetControllerOfNoCopy(pod); by != nil {
+		of = s.owners[owner{by.APIVersion, by.Kind, pod.Namespace, by.Name}]
+		if of != nil && by.Kind == "ReplicationController" {
+			return overridden(merged, of)
+		}
 	}
-	of, ok := s.owners[owner{by.APIVersion, by.Kind, pod.Namespace, by.Name}]
-	if !ok {
+	selector := merged.AsSelectorPreValidated()
+	if of == nil {
 		return selector
 	}
 	if requirements, ok := of.Requirements(); ok {
 		selector = selector.Add(requirements...)
 	}
 	return selector
+}
+
+// overridden is the selector of a set of labels, and of a ReplicationController, whose values come first.
+func overridden(set labels.Set, by labels.Selector) labels.Selector {
+	requirements, _ := by.Requirements()
+	for i := range requirements {
+		if values := requirements[i].ValuesUnsorted(); len(values) == 1 {
+			set[requirements[i].Key()] = values[0]
+		}
+	}
+	return set.AsSelectorPreValidated()
 }
 
 func contains(set, part map[string]string) bool {

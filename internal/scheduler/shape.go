@@ -173,18 +173,18 @@ func (s *State) setDemands(t *shape, pod *corev1.Pod) {
 		corev1.ResourceCPU:    *resource.NewMilliQuantity(defaultCPUMilli, resource.DecimalSI),
 		corev1.ResourceMemory: *resource.NewQuantity(defaultMemoryBytes, resource.BinarySI),
 	}
-	options.NonMissingContainerRequests = missing
-	asked := resourcehelper.PodRequests(pod, options)
+	// kube-scheduler's NodeResourcesFit does not look at pod-level requests of the pod that it
+	// scores (NewFit does not tell its scorer of the feature), but counts those of placed ones.
+	asked := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{NonMissingContainerRequests: missing, SkipPodLevelResources: true})
 	t.askedCPU, t.askedMemory = asked.Cpu().MilliValue(), asked.Memory().Value()
-	t.scoredCPU, t.scoredMemory = t.askedCPU, t.askedMemory
-	if !resourcehelper.IsPodLevelRequestsSet(pod) {
-		return
-	}
-	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-		if _, ok := requests[name]; ok {
-			delete(missing, name)
+	if resourcehelper.IsPodLevelRequestsSet(pod) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			if _, ok := requests[name]; ok {
+				delete(missing, name)
+			}
 		}
 	}
+	options.NonMissingContainerRequests = missing
 	scored := resourcehelper.PodRequests(pod, options)
 	t.scoredCPU, t.scoredMemory = scored.Cpu().MilliValue(), scored.Memory().Value()
 }
