@@ -262,7 +262,8 @@ func sameAffinity(a, b *corev1.Pod) bool {
 	if (x.PodAffinity != nil || x.PodAntiAffinity != nil) && a.Namespace != b.Namespace {
 		return false
 	}
-	return x == y || apiequality.Semantic.DeepEqual(x, y)
+	return x == y || sameNodeAffinity(x.NodeAffinity, y.NodeAffinity) &&
+		samePodAffinity(x.PodAffinity, y.PodAffinity) && samePodAntiAffinity(x.PodAntiAffinity, y.PodAntiAffinity)
 }
 
 // sameUsers compares what decides about features that nodes declare.

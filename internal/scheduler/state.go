@@ -48,6 +48,7 @@ type State struct {
 	images map[string]*imageState
 
 	pods      map[types.UID]*placed
+	spare     []placed // not in use yet
 	nominees  map[types.UID]*nominee
 	outside   []outsideFilter     // volumes
 	profiles  map[string]*Profile // by schedulerName

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -88,10 +87,9 @@ func (s *State) sameTemplate(t *template, pod *corev1.Pod) bool {
 	if by := metav1.GetControllerOfNoCopy(pod); by != nil {
 		owner = by.UID
 	}
-	x, y := t.pod.Spec.TopologySpreadConstraints, pod.Spec.TopologySpreadConstraints
 	return t.owner == owner && t.pod.Namespace == pod.Namespace && mapsEqual(t.pod.Labels, pod.Labels) &&
-		t.profile == s.profileOf(pod) && len(x) == len(y) && (len(x) == 0 || apiequality.Semantic.DeepEqual(x, y)) &&
-		preempts(t.pod) == preempts(pod) && sameShape(t.shape.pod, pod)
+		t.profile == s.profileOf(pod) && preempts(t.pod) == preempts(pod) &&
+		sameConstraints(t.pod.Spec.TopologySpreadConstraints, pod.Spec.TopologySpreadConstraints) && sameShape(t.shape.pod, pod)
 }
 
 // preempts says whether a pod may evict others.
