@@ -107,6 +107,7 @@ func serviceArgs(c config.Config) []string {
 	add(config.KeyServiceCIDR, c.ServiceCIDR.String())
 	add(config.KeyClusterDomain, c.ClusterDomain)
 	add(config.KeyKubeconfig, c.Kubeconfig)
+	add(config.KeyScheduler, c.SchedulerFile)
 	add(config.KeyAgentPort, fmt.Sprint(c.AgentPort))
 	add(config.KeyKubeletDir, c.KubeletDir)
 	add(config.KeyManifests, c.Manifests)

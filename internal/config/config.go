@@ -27,6 +27,8 @@ type Config struct {
 	// RuntimeConfig switches built-in API versions on and off: "api/beta", "batch/v1" or
 	// "apps/v1/deployments" to "true" or "false". Whether a version exists is for the API to say.
 	RuntimeConfig map[string]string
+	// SchedulerFile is a KubeSchedulerConfiguration; empty for kube-scheduler's defaults.
+	SchedulerFile string
 
 	Access Access
 

@@ -38,6 +38,7 @@ const (
 	KeyLogLevel      = "log-level"
 	KeyLogFormat     = "log-format"
 	KeyRuntimeConfig = "runtime-config"
+	KeyScheduler     = "scheduler-config"
 )
 
 // Key describes one setting.
@@ -90,6 +91,8 @@ func Keys() []Key {
 			Usage: "form of the log: text or json"},
 		{Name: KeyRuntimeConfig, List: true, set: setRuntimeConfig,
 			Usage: "API versions to serve or not, such as api/beta=true or batch/v1=false; may be repeated"},
+		{Name: KeyScheduler, set: setScheduler,
+			Usage: "KubeSchedulerConfiguration file: profiles, scores and back-off of the scheduler (default: kube-scheduler's)"},
 	}, accessKeys()...)
 }
 

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -157,5 +158,15 @@ func TestNearest(t *testing.T) {
 		if got := Nearest(word, words); got != want {
 			t.Errorf("Nearest(%q) = %q, want %q", word, got, want)
 		}
+	}
+}
+
+func TestSchedulerFile(t *testing.T) {
+	c, err := load(t, []string{"--scheduler-config=/etc/gantry/scheduler.yaml"}, nil, nil)
+	if err != nil || c.SchedulerFile != "/etc/gantry/scheduler.yaml" {
+		t.Errorf("SchedulerFile = %q, %v", c.SchedulerFile, err)
+	}
+	if c, err = load(t, nil, []string{"GANTRY_SCHEDULER_CONFIG=s.yaml"}, nil); err != nil || !filepath.IsAbs(c.SchedulerFile) {
+		t.Errorf("SchedulerFile = %q, %v; want it absolute", c.SchedulerFile, err)
 	}
 }

@@ -251,3 +251,8 @@ func setRuntimeConfig(c *Config, values []string) error {
 	c.RuntimeConfig = config
 	return nil
 }
+
+func setScheduler(c *Config, v []string) (err error) {
+	c.SchedulerFile, err = absolute(v[0])
+	return err
+}

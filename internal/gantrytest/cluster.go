@@ -38,6 +38,9 @@ type Options struct {
 	RootCA     []byte         // PEM that workloads are told to believe; default no certificate
 	FrontProxy *FrontProxy    // towards other API servers; default none
 
+	SchedulerFile string // KubeSchedulerConfiguration; default kube-scheduler's defaults
+	NoScheduler   bool   // pods are left to another scheduler, or to nobody
+
 	// Access is who is believed and what is recorded; nil is the default.
 	Access *config.Access
 }
@@ -82,6 +85,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
+		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
 		Authority: func() (*x509.Certificate, crypto.Signer) { return ca.cert, ca.key },
 		PodCIDR:   netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		ClusterDomain: "cluster.local", Version: version.Info{Major: "1", Minor: "36", GitVersion: "v1.36.3"}, Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,

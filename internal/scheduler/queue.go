@@ -71,6 +71,7 @@ const (
 // that ten thousand pods of one template cost an event no more than one.
 type queue struct {
 	initial, limit time.Duration // of the back-off
+	patience       time.Duration // how long a line waits for an event
 
 	pods    map[types.UID]*waiting
 	gated   map[types.UID]struct{}
@@ -86,7 +87,7 @@ type queue struct {
 func newQueue(initial, limit time.Duration) *queue {
 	byDue := func(a, b *line) bool { return a.due.Before(b.due) }
 	return &queue{
-		initial: initial, limit: limit,
+		initial: initial, limit: limit, patience: maxParked,
 		pods: map[types.UID]*waiting{}, gated: map[types.UID]struct{}{}, lines: map[*template]*line{},
 		active: lineHeap{before: sooner}, misfits: lineHeap{before: byDue}, faults: lineHeap{before: byDue},
 		parked: map[*template]map[*line]struct{}{}, social: map[*line]struct{}{},
@@ -330,7 +331,7 @@ func (q *queue) flush(now time.Time) bool {
 	var stale []*line
 	for _, lines := range q.parked {
 		for l := range lines {
-			if now.Sub(l.failed) >= maxParked && !l.held {
+			if now.Sub(l.failed) >= q.patience && !l.held {
 				stale = append(stale, l)
 			}
 		}

@@ -92,12 +92,28 @@ func (s *Scheduler) do(ctx context.Context, j *job) {
 	defer cancel()
 	err := s.report(writeCtx, j, corev1.PodReasonUnschedulable)
 	if j.evictor == nil {
+		if err != nil {
+			s.untold(j.pod)
+		}
 		return
 	}
 	if err == nil {
 		err = s.evictAll(ctx, j)
 	}
 	s.evicted(j, err)
+}
+
+// untold has a pod tried again whose condition could not be written.
+func (s *Scheduler) untold(pod *corev1.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.queue.pods[pod.UID]
+	if w == nil || w.line == nil || w.line.held {
+		return
+	}
+	w.message = ""
+	s.queue.fault(w, s.now())
+	s.poke()
 }
 
 // current says whether what a job tells of a pod still holds.

@@ -22,7 +22,6 @@ import (
 	"gantry.dev/gantry/internal/controller/serviceaccount"
 	"gantry.dev/gantry/internal/controller/workload"
 	"gantry.dev/gantry/internal/events"
-	"gantry.dev/gantry/internal/scheduler"
 )
 
 // controllerManager is the field manager of everything that upstream's
@@ -147,20 +146,4 @@ func (cp *ControlPlane) kinds(want func(*registry.Resource) bool) []controller.K
 		}
 	}
 	return kinds
-}
-
-func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) error)) error {
-	u := &user.DefaultInfo{Name: user.KubeScheduler, Groups: []string{user.AllAuthenticated}}
-	c, informers, err := cp.As(u, "kube-scheduler")
-	if err != nil {
-		return err
-	}
-	recorder := cp.Events(events.Source{Component: "default-scheduler", Actions: scheduler.EventActions()})
-	s, err := scheduler.New(c, informers, recorder, scheduler.Options{Log: cp.opts.Logger})
-	if err != nil {
-		return err
-	}
-	cp.scheduler = s
-	run("scheduler", s.Run)
-	return nil
 }

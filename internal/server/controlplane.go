@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -32,6 +33,7 @@ import (
 	"gantry.dev/gantry/internal/events"
 	"gantry.dev/gantry/internal/scheduler"
 	"gantry.dev/gantry/internal/store"
+	"gantry.dev/gantry/internal/telemetry"
 )
 
 // ControlPlaneOptions says what a control plane serves. All but the last group are required.
@@ -46,6 +48,7 @@ type ControlPlaneOptions struct {
 	ClusterDomain string
 
 	RuntimeConfig  map[string]string // API versions switched on and off, see registry.RuntimeConfig
+	SchedulerFile  string            // KubeSchedulerConfiguration; empty for kube-scheduler's defaults
 	Version        version.Info
 	Endpoint       func() netip.AddrPort                     // where pods reach this server; nil: nowhere
 	AgentTransport http.RoundTripper                         // to agents, with the API server's client certificate
@@ -78,10 +81,12 @@ type ControlPlane struct {
 	events     *events.Writer
 	aggregator *aggregate.Aggregator
 	fairness   *fairness.Dispatcher
+	schedulers *scheduler.Config
 	scheduler  *scheduler.Scheduler // set before controlled is closed; nil with NoScheduler
-	serving    chan struct{}        // closed when requests are answered
-	ready      chan struct{}        // closed when the cluster's own objects are there
-	controlled chan struct{}        // closed when the controllers have begun
+	metrics    *prometheus.Registry
+	serving    chan struct{} // closed when requests are answered
+	ready      chan struct{} // closed when the cluster's own objects are there
+	controlled chan struct{} // closed when the controllers have begun
 
 	mu      sync.Mutex // guards the fields below
 	caches  []*client.Cache
@@ -101,7 +106,16 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	if err != nil {
 		return nil, err
 	}
+	placing, err := loadScheduler(opts.SchedulerFile)
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := telemetry.NewRegistry()
+	if err != nil {
+		return nil, err
+	}
 	cp := &ControlPlane{
+		schedulers: placing, metrics: metrics,
 		opts: opts, authorizer: auth.NewAuthorizer(), encryption: sealing, access: access,
 		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}),
 	}
@@ -170,7 +184,7 @@ func (cp *ControlPlane) wireAPI() error {
 		return err
 	}
 	cp.handler, err = api.New(api.Options{
-		Aggregator: cp.aggregator, Fairness: cp.fairness,
+		Aggregator: cp.aggregator, Fairness: cp.fairness, Metrics: cp.metrics,
 		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
 		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{

@@ -1,0 +1,48 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"k8s.io/apiserver/pkg/authentication/user"
+
+	"gantry.dev/gantry/internal/events"
+	"gantry.dev/gantry/internal/scheduler"
+)
+
+// loadScheduler reads what is configured about placing pods; without a file it is kube-scheduler's defaults.
+func loadScheduler(path string) (*scheduler.Config, error) {
+	if path == "" {
+		return scheduler.DefaultConfig(), nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the scheduler's configuration: %w", err)
+	}
+	config, err := scheduler.ParseConfig(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return config, nil
+}
+
+func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) error)) error {
+	u := &user.DefaultInfo{Name: user.KubeScheduler, Groups: []string{user.AllAuthenticated}}
+	c, informers, err := cp.As(u, "kube-scheduler")
+	if err != nil {
+		return err
+	}
+	metrics, err := scheduler.NewMetrics(cp.metrics)
+	if err != nil {
+		return err
+	}
+	recorder := cp.Events(events.Source{Component: "default-scheduler", Actions: scheduler.EventActions()})
+	s, err := scheduler.New(c, informers, recorder, scheduler.Options{Config: cp.schedulers, Metrics: metrics, Log: cp.opts.Logger})
+	if err != nil {
+		return err
+	}
+	cp.scheduler = s
+	run("scheduler", s.Run)
+	return nil
+}
