@@ -100,9 +100,14 @@ func (s *Scheduler) nodeChanged(old, node *corev1.Node) {
 	}
 }
 
-// nodeGone has the pods retried that may fit elsewhere once a node is not counted.
-func (s *Scheduler) nodeGone() {
+// nodeGone has the pods retried that may fit elsewhere once a node is not counted, and those nominated to it.
+func (s *Scheduler) nodeGone(name string) {
 	s.retryRejectedBy(PluginsOf(PodTopologySpread), nil)
+	for uid, n := range s.state.nominees {
+		if w := s.queue.pods[uid]; n.node == name && w != nil && w.line != nil {
+			s.retry(w.line)
+		}
+	}
 }
 
 // podGone has the pods retried that a pod has made room for on a node.

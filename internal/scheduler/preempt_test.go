@@ -164,7 +164,9 @@ func TestEvictionOf(t *testing.T) {
 	for name, tc := range evictionCases() {
 		t.Run(name, func(t *testing.T) {
 			s := NewState()
-			s.SetProfiles(DefaultProfile("default-scheduler"))
+			if err := s.SetProfiles(DefaultProfile("default-scheduler")); err != nil {
+				t.Fatal(err)
+			}
 			for _, n := range tc.nodes {
 				s.SetNode(n)
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -19,7 +20,7 @@ func TestParseConfigDefaults(t *testing.T) {
 	want := DefaultConfig()
 	for _, p := range got.Profiles {
 		// With system defaults the constraints are built in.
-		if diff := cmp.Diff(want.Profiles[0], p); diff != "" {
+		if diff := cmp.Diff(want.Profiles[0], p, cmpopts.IgnoreUnexported(Profile{})); diff != "" {
 			t.Errorf("profile (-want +got):\n%s", diff)
 		}
 	}
@@ -98,7 +99,7 @@ profiles:
 	rude := DefaultProfile("rude")
 	rude.PercentageOfNodesToScore = 30
 	rude.MinCandidatePercent, rude.MinCandidateNodes = 50, 3
-	if diff := cmp.Diff([]*Profile{plain, packed, rude}, got.Profiles); diff != "" {
+	if diff := cmp.Diff([]*Profile{plain, packed, rude}, got.Profiles, cmpopts.IgnoreUnexported(Profile{})); diff != "" {
 		t.Errorf("profiles (-want +got):\n%s", diff)
 	}
 	if a := packed.AddedAffinity; a == nil || len(a.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms) != 1 {

@@ -204,7 +204,7 @@ func (s *Scheduler) onNode(old, current client.Object) {
 	node, ok := current.(*corev1.Node)
 	if !ok {
 		s.state.RemoveNode(old.GetName())
-		s.nodeGone()
+		s.nodeGone(old.GetName())
 		return
 	}
 	if s.state.SetNode(node) {

@@ -128,6 +128,19 @@ func (s *simulation) newPod() *corev1.Pod {
 		neverPreempts(p)
 	case 8:
 		p.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "later"}}
+	case 9:
+		labelled("solo", "yes")(p)
+		p.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
+				TopologyKey: corev1.LabelHostname, LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"solo": "yes"}},
+			}},
+		}}
+	case 10:
+		labelled("even", "yes")(p)
+		p.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{
+			TopologyKey: "zone", MaxSkew: 1, WhenUnsatisfiable: corev1.DoNotSchedule,
+			LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"even": "yes"}},
+		}}
 	}
 	return p
 }
@@ -270,11 +283,19 @@ type load struct {
 	node  *corev1.Node
 	used  map[corev1.ResourceName]int64
 	ports map[int32]int
+	solo  int // pods that want to be the only one of theirs
+	even  int // pods that are spread over zones, those that terminate left out
 	pods  []*corev1.Pod
 }
 
 func (l *load) add(p *corev1.Pod, sign int64) {
 	l.used[corev1.ResourcePods] += sign
+	if p.Labels["solo"] != "" {
+		l.solo += int(sign)
+	}
+	if p.Labels["even"] != "" && p.DeletionTimestamp == nil {
+		l.even += int(sign)
+	}
 	for _, c := range p.Spec.Containers {
 		for name, quantity := range c.Resources.Requests {
 			l.used[name] += sign * quantity.MilliValue()
@@ -296,6 +317,9 @@ func (l *load) over() string {
 		if used > limit {
 			return fmt.Sprintf("%s: %d of %d", name, used, limit)
 		}
+	}
+	if l.solo > 1 {
+		return fmt.Sprintf("solo: %d", l.solo)
 	}
 	for port, n := range l.ports {
 		if n > 1 {
@@ -379,8 +403,8 @@ func (s *simulation) checkEnd() {
 			s.t.Errorf("%s waits, and its condition is %+v", p.Name, c)
 		}
 		for _, l := range loads {
-			if how := l.couldTake(p); how != "" {
-				s.t.Errorf("%s (priority %d) waits, and would fit on %s %s: %+v", p.Name, priorityOf(p), l.node.Name, how, p.Status)
+			if how := l.couldTake(p, loads); how != "" {
+				s.t.Errorf("%s (priority %d) waits, and would fit on %s %s: nominated to %q: %+v", p.Name, priorityOf(p), l.node.Name, how, p.Status.NominatedNodeName, p.Status.Conditions)
 				break
 			}
 		}
@@ -392,7 +416,7 @@ func (s *simulation) checkEnd() {
 }
 
 // couldTake says how a pod would fit on a node, empty if it would not.
-func (l *load) couldTake(p *corev1.Pod) string {
+func (l *load) couldTake(p *corev1.Pod, all map[string]*load) string {
 	for key, value := range p.Spec.NodeSelector {
 		if l.node.Labels[key] != value {
 			return ""
@@ -403,7 +427,7 @@ func (l *load) couldTake(p *corev1.Pod) string {
 	}
 	l.add(p, 1)
 	defer l.add(p, -1)
-	if l.over() == "" {
+	if l.over() == "" && l.evenWith(p, all) {
 		return "as it is"
 	}
 	if !preempts(p) {
@@ -417,7 +441,7 @@ func (l *load) couldTake(p *corev1.Pod) string {
 			defer l.add(other, 1)
 		}
 	}
-	if l.over() != "" {
+	if l.over() != "" || !l.evenWith(p, all) {
 		return ""
 	}
 	slices.SortFunc(lower, func(a, b *corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
@@ -426,4 +450,23 @@ func (l *load) couldTake(p *corev1.Pod) string {
 		names[i] = fmt.Sprintf("%s (%d)", other.Name, priorityOf(other))
 	}
 	return fmt.Sprintf("without %v", names)
+}
+
+// evenWith says whether the zones are even enough if a pod, which is counted already, is on the node.
+func (l *load) evenWith(p *corev1.Pod, all map[string]*load) bool {
+	if p.Labels["even"] == "" {
+		return true
+	}
+	zones := map[string]int{}
+	for _, other := range all {
+		zones[other.node.Labels["zone"]] += other.even
+	}
+	mine := zones[l.node.Labels["zone"]]
+	least := mine - 1 // as it is without the pod
+	for zone, n := range zones {
+		if zone != l.node.Labels["zone"] {
+			least = min(least, n)
+		}
+	}
+	return mine-least <= 1
 }

@@ -313,6 +313,10 @@ func (s *Scheduler) evicted(j *job, err error) {
 		for _, victim := range j.victims {
 			delete(s.doomed, victim.UID)
 		}
+		// Another pod may have counted on these evictions.
+		if slot, ok := s.state.slots[*j.nominate]; ok {
+			defer s.retryOn(slot)
+		}
 	}
 	w := j.evictor
 	l := w.line
