@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"k8s.io/apiserver/pkg/authentication/user"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
@@ -62,6 +63,13 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}},
 		{"disruption-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return disruption.New(c, i, r, disruption.Options{Log: log})
+		}},
+		{"statefulset-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			gated := utilfeature.DefaultFeatureGate.Enabled("MaxUnavailableStatefulSet")
+			return workload.NewStatefulSets(c, i, r, workload.Options{MaxUnavailable: gated, Log: log})
+		}},
+		{"daemon-set-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return workload.NewDaemonSets(c, i, r, workload.Options{Log: log})
 		}},
 		{"endpointslice-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return service.New(c, i, r, service.Options{Log: log})
@@ -127,6 +135,8 @@ func eventSource(account string) string {
 		return "controllermanager"
 	case "endpointslice-controller":
 		return "endpoint-slice-controller"
+	case "daemon-set-controller":
+		return "daemonset-controller"
 	case "generic-garbage-collector":
 		return "garbage-collector-controller"
 	}

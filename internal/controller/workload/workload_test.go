@@ -112,7 +112,15 @@ func (w *world) start(ctx context.Context, running *sync.WaitGroup) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for _, run := range []func(context.Context) error{sets.Run, deployments.Run, replication.Run} {
+	stateful, err := NewStatefulSets(w, w, w.events, Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	daemons, err := NewDaemonSets(w, w, w.events, Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, run := range []func(context.Context) error{sets.Run, deployments.Run, replication.Run, stateful.Run, daemons.Run} {
 		running.Go(func() {
 			if err := run(ctx); err != nil {
 				w.t.Errorf("Run = %v", err)
@@ -158,8 +166,8 @@ func (w *world) change(f func(d *appsv1.Deployment)) {
 	}
 }
 
-// play lets the node act once: pods become ready, terminating ones go. It says whether
-// there was anything to do.
+// play lets the scheduler and the nodes act once: pods made for a node get it, all become
+// ready, terminating ones go. It says whether there was anything to do.
 func (w *world) play() bool {
 	w.t.Helper()
 	acted := false
@@ -169,7 +177,11 @@ func (w *world) play() bool {
 			none := int64(0)
 			_ = w.Delete(context.Background(), &pod, &client.DeleteOptions{GracePeriodSeconds: &none})
 			acted = true
-		case !ready && (w.sick == nil || !w.sick(&pod)):
+		case pod.Spec.NodeName == "" && pinned(&pod) != "":
+			target := &corev1.Binding{Target: corev1.ObjectReference{Name: pinned(&pod)}}
+			_ = w.SubResource("binding").Create(context.Background(), &pod, target)
+			acted = true
+		case !ready && !finished(&pod) && (w.sick == nil || !w.sick(&pod)):
 			next := pod.DeepCopy()
 			next.Status.Phase = corev1.PodRunning
 			next.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}}
@@ -178,6 +190,12 @@ func (w *world) play() bool {
 		}
 	}
 	return acted
+}
+
+// pinned is the node that a DaemonSet's pod was made for.
+func pinned(pod *corev1.Pod) string {
+	node, _ := targetNode(pod)
+	return node
 }
 
 // settle alternates between controllers and node until neither has anything to do.
