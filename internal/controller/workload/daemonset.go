@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +50,7 @@ type DaemonSetController struct {
 	writer    podWriter
 	patches   patches
 	places    places
+	pace      pacer
 	backoff   *flowcontrol.Backoff
 
 	mu      sync.Mutex // guards cleaned
@@ -61,11 +63,11 @@ func NewDaemonSets(c client.Client, informers controller.Informers, recorder con
 		return nil, err
 	}
 	dc := &DaemonSetController{
-		client: c, informers: informers, recorder: recorder, opts: opts, writer: newPodWriter(c, recorder, opts),
+		client: c, informers: informers, recorder: recorder, opts: opts, writer: newPodWriter(c, recorder, opts), pace: pacer{batch: opts.Batch},
 		backoff: flowcontrol.NewBackOff(failedPodDelay, failedPodMaxDelay),
 	}
 	loop, err := controller.NewLoop(controller.LoopOptions{
-		Name: "daemonset", Workers: opts.Workers, Log: opts.Log, Reconcile: dc.reconcile,
+		Name: "daemonset", Workers: opts.Workers, Log: opts.Log, Reconcile: dc.pace.timed(dc.reconcile),
 	})
 	if err != nil {
 		return nil, err
@@ -73,7 +75,7 @@ func NewDaemonSets(c client.Client, informers controller.Informers, recorder con
 	dc.loop = loop
 	dc.places.wake = loop.Add
 	var owners selectors
-	dc.pods = route{kind: daemonSetKind().Kind, owners: &owners, wake: wakeInBatches(loop, opts.Batch)}
+	dc.pods = route{kind: daemonSetKind().Kind, owners: &owners, wake: dc.pace.wakes(loop)}
 	dc.revisions = route{kind: daemonSetKind().Kind, owners: &owners, wake: wakeForRevision(loop)}
 	loop.Watch(&corev1.Node{}, dc.places.onNode)
 	loop.Watch(&appsv1.DaemonSet{}, func(old, current client.Object) {
@@ -127,12 +129,20 @@ func (dc *DaemonSetController) reconcile(ctx context.Context, key controller.Key
 		ds: &ds, nodes: dc.places.of(&ds), pods: pods, hash: current.Labels[appsv1.DefaultDaemonSetUniqueLabelKey],
 		held: dc.held(&ds), now: time.Now(),
 	}
-	plan := planDaemonSet(state)
+	all := state.places()
+	plan := planDaemonSet(state, all)
 	err = dc.carryOut(ctx, state, plan)
 	if err == nil {
 		err = dc.cleanHistory(ctx, state, old)
 	}
-	wait, statusErr := dc.writeStatus(ctx, state, selector, len(plan.create)+len(plan.remove) > 0)
+	if len(plan.create)+len(plan.remove) > 0 {
+		now, lookErr := dc.placesNow(ctx, state, selector)
+		if lookErr != nil {
+			return 0, errors.Join(err, lookErr)
+		}
+		all = now
+	}
+	wait, statusErr := dc.writeStatus(ctx, state, all)
 	if plan.more {
 		dc.loop.Add(key)
 	}
@@ -207,21 +217,19 @@ func (dc *DaemonSetController) tellEnded(ds *appsv1.DaemonSet, ended []endedPod)
 	}
 }
 
-// writeStatus writes what the pods show now and says when to look again.
-func (dc *DaemonSetController) writeStatus(ctx context.Context, s daemonState, selector labels.Selector, wrote bool) (time.Duration, error) {
-	if wrote {
-		pods, err := podsOf(ctx, dc.client, s.ds.Namespace, s.ds.UID)
-		if err != nil {
-			return 0, err
-		}
-		s.pods = pods[:0]
-		for _, pod := range pods {
-			if selector.Matches(labels.Set(pod.Labels)) {
-				s.pods = append(s.pods, pod)
-			}
-		}
+// placesNow looks at the pods again, after writes.
+func (dc *DaemonSetController) placesNow(ctx context.Context, s daemonState, selector labels.Selector) ([]daemonPlace, error) {
+	pods, err := podsOf(ctx, dc.client, s.ds.Namespace, s.ds.UID)
+	if err != nil {
+		return nil, err
 	}
-	status, wait := planDaemonStatus(s)
+	s.pods = slices.DeleteFunc(pods, func(pod *corev1.Pod) bool { return !selector.Matches(labels.Set(pod.Labels)) })
+	return s.places(), nil
+}
+
+// writeStatus writes what the pods show and says when to look again.
+func (dc *DaemonSetController) writeStatus(ctx context.Context, s daemonState, all []daemonPlace) (time.Duration, error) {
+	status, wait := planDaemonStatus(s, all)
 	if apiequality.Semantic.DeepEqual(status, s.ds.Status) {
 		return wait, nil
 	}

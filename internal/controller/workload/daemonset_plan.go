@@ -98,25 +98,37 @@ func (s *daemonState) available(pod *corev1.Pod) bool {
 // places pairs the nodes with the pods on them, or made for them. Pods of nodes that are
 // gone come last.
 func (s *daemonState) places() []daemonPlace {
-	onNode := make(map[string][]*corev1.Pod, len(s.pods))
-	for _, pod := range s.pods {
-		if finished(pod) && pod.DeletionTimestamp != nil {
+	// Two turns: the first counts the pods of each node, so that one array holds them all.
+	const nowhere = -1
+	at := make([]int, len(s.pods))
+	counts := make([]int, len(s.nodes))
+	elsewhere := map[string][]*corev1.Pod{}
+	for i, pod := range s.pods {
+		at[i] = nowhere
+		node, ok := targetNode(pod)
+		if !ok || (finished(pod) && pod.DeletionTimestamp != nil) {
 			continue // somebody else has it deleted already
 		}
-		if node, ok := targetNode(pod); ok {
-			onNode[node] = append(onNode[node], pod)
+		if place, found := slices.BinarySearchFunc(s.nodes, node, compareNode); found {
+			at[i] = place
+			counts[place]++
+		} else {
+			elsewhere[node] = append(elsewhere[node], pod)
 		}
 	}
-	out := make([]daemonPlace, 0, len(s.nodes))
-	for _, n := range s.nodes {
-		pods := onNode[n.name]
-		out = append(out, daemonPlace{nodeFit: n, exists: true, pods: pods})
-		if pods != nil {
-			delete(onNode, n.name)
+	out := make([]daemonPlace, len(s.nodes), len(s.nodes)+len(elsewhere))
+	space := make([]*corev1.Pod, len(s.pods))
+	for i, n := range s.nodes {
+		out[i] = daemonPlace{nodeFit: n, exists: true, pods: space[:0:counts[i]]}
+		space = space[counts[i]:]
+	}
+	for i, pod := range s.pods {
+		if at[i] != nowhere {
+			out[at[i]].pods = append(out[at[i]].pods, pod)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(onNode)) {
-		out = append(out, daemonPlace{nodeFit: nodeFit{name, fitNone}, pods: onNode[name]})
+	for _, name := range slices.Sorted(maps.Keys(elsewhere)) {
+		out = append(out, daemonPlace{nodeFit: nodeFit{name, fitNone}, pods: elsewhere[name]})
 	}
 	return out
 }
@@ -160,13 +172,13 @@ func surges(ds *appsv1.DaemonSet) bool {
 	return surge > 0
 }
 
-// planDaemonSet decides the next step of a DaemonSet: first every node gets what it should
-// have, and when that is so a rollout goes on.
-func planDaemonSet(s daemonState) daemonPlan {
-	all := s.places()
+// planDaemonSet decides the next step of a DaemonSet, whose places are given: first every
+// node gets what it should have, and when that is so a rollout goes on.
+func planDaemonSet(s daemonState, all []daemonPlace) daemonPlan {
 	var p daemonPlan
+	var running []*corev1.Pod // of one node; its space is used again for the next
 	for i := range all {
-		s.manage(&p, &all[i])
+		running = s.manage(&p, &all[i], running[:0])
 	}
 	if len(p.create)+len(p.remove) == 0 && s.ds.Spec.UpdateStrategy.Type == appsv1.RollingUpdateDaemonSetStrategyType {
 		desired := 0
@@ -188,8 +200,8 @@ func planDaemonSet(s daemonState) daemonPlan {
 	return p
 }
 
-// manage gives one node what it should have.
-func (s *daemonState) manage(p *daemonPlan, place *daemonPlace) {
+// manage gives one node what it should have. running is space for the pods that run there.
+func (s *daemonState) manage(p *daemonPlan, place *daemonPlace, running []*corev1.Pod) []*corev1.Pod {
 	switch {
 	case !place.exists:
 		for _, pod := range place.pods {
@@ -206,13 +218,14 @@ func (s *daemonState) manage(p *daemonPlan, place *daemonPlace) {
 			}
 		}
 	default:
-		s.thin(p, place, s.replaceEnded(p, place))
+		running = s.replaceEnded(p, place, running)
+		s.thin(p, place, running)
 	}
+	return running
 }
 
-// replaceEnded plans to remove pods that ended and returns those that run.
-func (s *daemonState) replaceEnded(p *daemonPlan, place *daemonPlace) []*corev1.Pod {
-	var running []*corev1.Pod
+// replaceEnded plans to remove pods that ended and adds those that run to running.
+func (s *daemonState) replaceEnded(p *daemonPlan, place *daemonPlace, running []*corev1.Pod) []*corev1.Pod {
 	for _, pod := range place.pods {
 		switch {
 		case pod.DeletionTimestamp != nil:
@@ -347,14 +360,14 @@ func firstPod(pods ...*corev1.Pod) *corev1.Pod {
 	return nil
 }
 
-// planDaemonStatus is the status that pods show. wait is when a ready pod becomes available
+// planDaemonStatus is the status that the places show. wait is when a ready pod becomes available
 // next, 0 if none will.
-func planDaemonStatus(s daemonState) (status appsv1.DaemonSetStatus, wait time.Duration) {
+func planDaemonStatus(s daemonState, all []daemonPlace) (status appsv1.DaemonSetStatus, wait time.Duration) {
 	status = *s.ds.Status.DeepCopy()
 	status.ObservedGeneration = s.ds.Generation
 	status.DesiredNumberScheduled, status.CurrentNumberScheduled, status.NumberMisscheduled = 0, 0, 0
 	status.NumberReady, status.NumberAvailable, status.UpdatedNumberScheduled = 0, 0, 0
-	for _, place := range s.places() {
+	for _, place := range all {
 		switch {
 		case !place.exists:
 		case place.fit == fitRun:

@@ -178,10 +178,11 @@ func TestDaemonSetPlan(t *testing.T) {
 				node, state, _ := strings.Cut(word, ":")
 				fits = append(fits, nodeFit{node, map[string]fit{"": fitRun, "keep": fitKeep, "none": fitNone}[state]})
 			}
-			plan := planDaemonSet(daemonState{
+			state := daemonState{
 				ds: newDaemonSet(tc.change...), nodes: fits, pods: daemonPods(tc.pods, now), hash: "r2", now: now,
 				held: func(string) time.Duration { return tc.held },
-			})
+			}
+			plan := planDaemonSet(state, state.places())
 			var out []string
 			for _, node := range plan.create {
 				out = append(out, "create "+node)
@@ -236,7 +237,9 @@ func TestDaemonSetFit(t *testing.T) {
 }
 
 func TestDaemonSetLife(t *testing.T) {
-	counted := func(ds *appsv1.DaemonSet) { ds.Annotations = map[string]string{appsv1.DeprecatedTemplateGeneration: "1"} }
+	counted := func(ds *appsv1.DaemonSet) {
+		ds.Annotations = map[string]string{appsv1.DeprecatedTemplateGeneration: "1"}
+	}
 	inWorld(t, append(nodes(3), newDaemonSet(counted)), func(w *world) {
 		w.settle()
 		if got, want := w.onNodes(), "n0 nginx:1, n1 nginx:1, n2 nginx:1"; got != want {
@@ -547,7 +550,8 @@ func BenchmarkDaemonSetPass(b *testing.B) {
 	state := daemonState{ds: newDaemonSet(), nodes: fits, pods: daemonPods(text.String(), now), hash: "r2", now: now, held: func(string) time.Duration { return 0 }}
 	b.ReportAllocs()
 	for b.Loop() {
-		_ = planDaemonSet(state)
-		_, _ = planDaemonStatus(state)
+		all := state.places()
+		_ = planDaemonSet(state, all)
+		_, _ = planDaemonStatus(state, all)
 	}
 }

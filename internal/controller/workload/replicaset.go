@@ -26,6 +26,7 @@ type ReplicaSetController struct {
 	loop      *controller.Loop
 	pods      route // of pods to their owners
 	writer    podWriter
+	pace      pacer
 }
 
 // NewReplicaSets checks opts and returns a controller of ReplicaSets that has started
@@ -43,16 +44,16 @@ func newReplicaController(kind replicaKind, c client.Client, informers controlle
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	rc := &ReplicaSetController{kind: kind, client: c, informers: informers, opts: opts, writer: newPodWriter(c, recorder, opts)}
+	rc := &ReplicaSetController{kind: kind, client: c, informers: informers, opts: opts, writer: newPodWriter(c, recorder, opts), pace: pacer{batch: opts.Batch}}
 	loop, err := controller.NewLoop(controller.LoopOptions{
-		Name: kind.name, Workers: opts.Workers, Log: opts.Log, Reconcile: rc.reconcile,
+		Name: kind.name, Workers: opts.Workers, Log: opts.Log, Reconcile: rc.pace.timed(rc.reconcile),
 	})
 	if err != nil {
 		return nil, err
 	}
 	rc.loop = loop
 	var owners selectors
-	rc.pods = route{kind: kind.gvk.Kind, owners: &owners, wake: wakeInBatches(loop, opts.Batch)}
+	rc.pods = route{kind: kind.gvk.Kind, owners: &owners, wake: rc.pace.wakes(loop)}
 	loop.Watch(kind.object(), func(old, current client.Object) {
 		if current == nil {
 			owners.observe(old, nil, nil)
@@ -64,18 +65,6 @@ func newReplicaController(kind replicaKind, c client.Client, informers controlle
 	})
 	loop.Watch(&corev1.Pod{}, rc.pods.onEvent)
 	return rc, nil
-}
-
-// wakeInBatches wakes the owner of a pod: at once when a replacement may be due, else after
-// a moment in which more events may come.
-func wakeInBatches(loop *controller.Loop, batch time.Duration) func(controller.Key, client.Object, client.Object) {
-	return func(owner controller.Key, _, current client.Object) {
-		if current == nil || current.GetDeletionTimestamp() != nil {
-			loop.Add(owner)
-			return
-		}
-		loop.AddAfter(owner, batch)
-	}
 }
 
 // Run reconciles until ctx ends.

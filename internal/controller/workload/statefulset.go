@@ -27,6 +27,7 @@ type StatefulSetController struct {
 	revisions route
 	writer    podWriter // for its limit of writes: the events are the sets' own
 	patches   patches
+	pace      pacer
 }
 
 // NewStatefulSets checks opts and returns a controller that has started nothing; call Run.
@@ -34,16 +35,16 @@ func NewStatefulSets(c client.Client, informers controller.Informers, recorder c
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	sc := &StatefulSetController{client: c, informers: informers, recorder: recorder, opts: opts, writer: newPodWriter(c, recorder, opts)}
+	sc := &StatefulSetController{client: c, informers: informers, recorder: recorder, opts: opts, writer: newPodWriter(c, recorder, opts), pace: pacer{batch: opts.Batch}}
 	loop, err := controller.NewLoop(controller.LoopOptions{
-		Name: "statefulset", Workers: opts.Workers, Log: opts.Log, Reconcile: sc.reconcile,
+		Name: "statefulset", Workers: opts.Workers, Log: opts.Log, Reconcile: sc.pace.timed(sc.reconcile),
 	})
 	if err != nil {
 		return nil, err
 	}
 	sc.loop = loop
 	var owners selectors
-	sc.pods = route{kind: statefulSetKind().Kind, owners: &owners, wake: wakeInBatches(loop, opts.Batch)}
+	sc.pods = route{kind: statefulSetKind().Kind, owners: &owners, wake: sc.pace.wakes(loop)}
 	sc.revisions = route{kind: statefulSetKind().Kind, owners: &owners, wake: wakeForRevision(loop)}
 	loop.Watch(&appsv1.StatefulSet{}, func(old, current client.Object) {
 		set, ok := current.(*appsv1.StatefulSet)
