@@ -174,6 +174,13 @@ func (dc *DeploymentController) apply(ctx context.Context, d *appsv1.Deployment,
 			return 0, fmt.Errorf("deleting replica set %s: %w", rs.Name, err)
 		}
 	}
+	if p.rollback != nil {
+		if err := dc.client.Update(ctx, p.rollback.d); err != nil {
+			return 0, client.IgnoreNotFound(err)
+		}
+		dc.recorder.Event(d, p.rollback.kind, p.rollback.reason, p.rollback.message)
+		return 0, nil
+	}
 	if p.status {
 		if err := dc.client.Status().Update(ctx, d); err != nil {
 			return 0, client.IgnoreNotFound(err)

@@ -37,6 +37,8 @@ type plan struct {
 	create *appsv1.ReplicaSet
 	update []*member // in order
 	remove []*appsv1.ReplicaSet
+	// rollback, if there is one, is all that follows.
+	rollback *rollback
 	// status says that d's status or revision annotation is to be written.
 	status bool
 	after  time.Duration // when to look again without an event; 0 for never
@@ -63,6 +65,10 @@ func planDeployment(in rollout) plan {
 	}
 	p.notePause()
 	p.syncRevision(false)
+	if revision, ok := requestedRevision(p.d); ok && !p.d.Spec.Paused {
+		p.rollBack(revision)
+		return p.finish()
+	}
 	switch {
 	case p.d.Spec.Paused || p.scaled():
 		p.scale()

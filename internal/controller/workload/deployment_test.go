@@ -426,3 +426,26 @@ func TestProportionalScaling(t *testing.T) {
 		})
 	}
 }
+
+func TestDeploymentRollbackAnnotation(t *testing.T) {
+	inWorld(t, []client.Object{newDeployment(2)}, func(w *world) {
+		w.settle()
+		w.change(func(d *appsv1.Deployment) { d.Spec.Template, d.Annotations["team"] = template("nginx:2"), "new" })
+		w.settle()
+		for _, step := range []struct{ revision, event, image, team string }{
+			{"0", `Normal DeploymentRollback Rolled back deployment "web" to revision 1`, "nginx:1", "shop"},
+			{"3", `Warning DeploymentRollbackTemplateUnchanged The rollback revision contains the same template as current deployment "web"`, "nginx:1", "shop"},
+			{"9", "Warning DeploymentRollbackRevisionNotFound Unable to find the revision to rollback to.", "nginx:1", "shop"},
+		} {
+			w.change(func(d *appsv1.Deployment) { d.Annotations[appsv1.DeprecatedRollbackTo] = step.revision })
+			w.settle()
+			d := w.deployment()
+			if !slices.Contains(w.events.all(), step.event) || d.Spec.Template.Spec.Containers[0].Image != step.image || d.Annotations["team"] != step.team {
+				t.Errorf("to %s: image %s, annotations %v, events %q", step.revision, d.Spec.Template.Spec.Containers[0].Image, d.Annotations, w.events.all())
+			}
+			if _, there := d.Annotations[appsv1.DeprecatedRollbackTo]; there || d.Status.UpdatedReplicas != 2 {
+				t.Errorf("to %s: the request is there: %v, status %+v", step.revision, there, d.Status)
+			}
+		}
+	})
+}
