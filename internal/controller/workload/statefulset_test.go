@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -542,16 +543,28 @@ func TestStatefulSetRevisionCollision(t *testing.T) {
 }
 
 func TestRevisionIsUpstreams(t *testing.T) {
+	thousand := int64(1000)
 	patch, err := templatePatch(&corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web"}},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "nginx:1.27"}}},
+		Spec: corev1.PodSpec{SecurityContext: &corev1.PodSecurityContext{RunAsUser: &thousand}, Containers: []corev1.Container{{
+			Name: "web", Image: "nginx:1.27", Command: []string{"sh", "-c", "echo <a> && b"},
+			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{"cpu": resource.MustParse("100m")}},
+		}}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"spec":{"template":{"$patch":"replace","metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"image":"nginx:1.27","name":"web","resources":{}}]}}}}`
+	// Values computed by kube-controller-manager 1.36.3's own functions.
+	want := `{"spec":{"template":{"$patch":"replace","metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"command":["sh","-c",` +
+		`"echo \u003ca\u003e \u0026\u0026 b"],"image":"nginx:1.27","name":"web","resources":{"requests":{"cpu":"100m"}}}],` +
+		`"securityContext":{"runAsUser":1000}}}}}`
 	if string(patch) != want {
 		t.Errorf("patch %s\nwant  %s", patch, want)
+	}
+	for collisions, want := range map[int32]string{0: "db-6d98cf6f7c", 1: "db-6d98cf6f7b"} {
+		if got := revisionName("db", revisionHash(patch, collisions)); got != want {
+			t.Errorf("name after %d collisions %s, want %s", collisions, got, want)
+		}
 	}
 }
 
