@@ -13,6 +13,7 @@ import (
 	"gantry.dev/gantry/internal/controller"
 	"gantry.dev/gantry/internal/controller/disruption"
 	"gantry.dev/gantry/internal/controller/gc"
+	"gantry.dev/gantry/internal/controller/job"
 	"gantry.dev/gantry/internal/controller/namespace"
 	nodecontroller "gantry.dev/gantry/internal/controller/node"
 	"gantry.dev/gantry/internal/controller/podgc"
@@ -60,6 +61,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}},
 		{"replication-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewReplicationControllers(c, i, r, workload.Options{Log: log})
+		}},
+		{"job-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return job.New(c, i, r, job.Options{Log: log})
 		}},
 		{"disruption-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return disruption.New(c, i, r, disruption.Options{Log: log})
