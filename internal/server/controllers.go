@@ -65,6 +65,12 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"job-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return job.New(c, i, r, job.Options{Log: log})
 		}},
+		{"cronjob-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return job.NewCronJobs(c, i, r, job.Options{Log: log})
+		}},
+		{"ttl-after-finished-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return job.NewTTL(c, i, job.Options{Log: log})
+		}},
 		{"disruption-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return disruption.New(c, i, r, disruption.Options{Log: log})
 		}},
