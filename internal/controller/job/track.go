@@ -107,7 +107,8 @@ func (p *pass) announce() {
 	if p.verdict == nil {
 		return
 	}
-	status, final := &p.job.Status, p.verdict.Type
+	status := &p.job.Status
+	var final batchv1.JobConditionType
 	switch p.verdict.Type {
 	case batchv1.JobFailureTarget:
 		status.Conditions = append(status.Conditions, *p.verdict)
