@@ -2,6 +2,9 @@ package registry
 
 import (
 	"maps"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"gantry.dev/gantry/internal/store"
 )
@@ -58,4 +61,43 @@ func mergeTexts(texts map[string]string, patch map[string]any, field string) (me
 		}
 	}
 	return merged, true
+}
+
+// finalizerPatch applies a strategic merge patch that removes finalizers, and nothing else, from an object that is
+// named by its UID maybe: each pod of a job gets one. It does so without decoding the object anew. ok is false for
+// other patches.
+func finalizerPatch(current store.Object, patch []byte) (next store.Object, ok bool) {
+	const directive = "$deleteFromPrimitiveList/finalizers"
+	document, ok := plainJSON(patch)
+	if !ok || len(document) != 1 {
+		return nil, false
+	}
+	metadata, ok := document["metadata"].(map[string]any)
+	if !ok {
+		return nil, false
+	}
+	uid, hasUID := metadata["uid"].(string)
+	remove, ok := metadata[directive].([]any)
+	if !ok || (hasUID && len(metadata) != 2) || (!hasUID && len(metadata) != 1) {
+		return nil, false
+	}
+	left := slices.Clone(current.GetFinalizers())
+	for _, value := range remove {
+		name, ok := value.(string)
+		if !ok {
+			return nil, false
+		}
+		left = slices.DeleteFunc(left, func(f string) bool { return f == name })
+	}
+	if next, ok = current.DeepCopyObject().(store.Object); !ok {
+		return nil, false
+	}
+	if hasUID {
+		next.SetUID(types.UID(uid)) // another one's is refused with the update
+	}
+	if len(left) == 0 {
+		left = nil
+	}
+	next.SetFinalizers(left)
+	return next, true
 }

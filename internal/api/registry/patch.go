@@ -254,6 +254,9 @@ func (p *patcher) mergePatch(before []byte) ([]byte, []error, error) {
 
 // strategic applies a strategic merge patch.
 func (p *patcher) strategic(current store.Object) (store.Object, error) {
+	if next, ok := finalizerPatch(current, p.req.Data); ok {
+		return next, nil
+	}
 	before, err := runtime.DefaultUnstructuredConverter.ToUnstructured(current)
 	if err != nil {
 		return nil, fmt.Errorf("reading %T: %w", current, err)
