@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/util/retry"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/server"
 )
@@ -40,6 +41,9 @@ type Options struct {
 
 	SchedulerFile string // KubeSchedulerConfiguration; default kube-scheduler's defaults
 	NoScheduler   bool   // pods are left to another scheduler, or to nobody
+
+	// Metrics is what metrics.k8s.io serves; nil leaves it out.
+	Metrics registry.Metrics
 
 	// Access is who is believed and what is recorded; nil is the default.
 	Access *config.Access
@@ -86,6 +90,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
 		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
+		Metrics:   opts.Metrics,
 		Authority: func() (*x509.Certificate, crypto.Signer) { return ca.cert, ca.key },
 		PodCIDR:   netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		ClusterDomain: "cluster.local", Version: version.Info{Major: "1", Minor: "36", GitVersion: "v1.36.3"}, Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,

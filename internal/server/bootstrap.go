@@ -33,8 +33,10 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := cp.ensure(ctx, edgeRole()); err != nil {
-		return err
+	for _, role := range []*rbacv1.ClusterRole{edgeRole(), metricsRole()} {
+		if err := cp.ensure(ctx, role); err != nil {
+			return err
+		}
 	}
 	for _, binding := range extraBindings() {
 		if err := cp.ensure(ctx, binding); err != nil {
@@ -140,6 +142,17 @@ func edgeRole() *rbacv1.ClusterRole {
 			{APIGroups: []string{""}, Resources: []string{"services", "namespaces"}, Verbs: read},
 			{APIGroups: []string{discoveryv1.GroupName}, Resources: []string{"endpointslices"}, Verbs: read},
 		},
+	}
+}
+
+// metricsRole lets whoever may view a namespace see what its pods use: metrics-server's own role, by its name.
+func metricsRole() *rbacv1.ClusterRole {
+	return &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "system:aggregated-metrics-reader", Labels: map[string]string{
+			"rbac.authorization.k8s.io/aggregate-to-admin": "true", "rbac.authorization.k8s.io/aggregate-to-edit": "true",
+			"rbac.authorization.k8s.io/aggregate-to-view": "true",
+		}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"metrics.k8s.io"}, Resources: []string{"pods", "nodes"}, Verbs: []string{"get", "list", "watch"}}},
 	}
 }
 

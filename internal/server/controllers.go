@@ -11,6 +11,7 @@ import (
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/controller/autoscale"
 	"gantry.dev/gantry/internal/controller/disruption"
 	"gantry.dev/gantry/internal/controller/gc"
 	"gantry.dev/gantry/internal/controller/job"
@@ -111,6 +112,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}},
 		{"validatingadmissionpolicy-status-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return policy.New(c, i, policy.Options{Check: cp.admission.CheckTypes, Log: log})
+		}},
+		{"horizontal-pod-autoscaler", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return autoscale.New(c, i, autoscale.Options{Config: cp.local(controllerUser("horizontal-pod-autoscaler"), controllerManager)})
 		}},
 		{"pod-garbage-collector", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
 			return podgc.New(c, podgc.Options{Log: log})

@@ -27,6 +27,7 @@ import (
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/api/custom"
 	"gantry.dev/gantry/internal/api/fairness"
+	"gantry.dev/gantry/internal/api/metrics"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
@@ -52,6 +53,7 @@ type ControlPlaneOptions struct {
 	Version        version.Info
 	Endpoint       func() netip.AddrPort                     // where pods reach this server; nil: nowhere
 	AgentTransport http.RoundTripper                         // to agents, with the API server's client certificate
+	Metrics        registry.Metrics                          // what metrics.k8s.io serves; nil asks the agents, or nobody without AgentTransport
 	FrontProxy     *FrontProxy                               // towards other API servers; nil: none believes us
 	Authority      func() (*x509.Certificate, crypto.Signer) // signs CertificateSigningRequests; nil: nobody does
 	Access         *config.Access                            // who is believed and what is recorded; nil: kube-apiserver's defaults
@@ -121,7 +123,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
-		RuntimeConfig: opts.RuntimeConfig,
+		RuntimeConfig: opts.RuntimeConfig, ServeMetrics: opts.Metrics != nil || opts.AgentTransport != nil,
 	})
 	if err != nil {
 		return nil, err
@@ -165,8 +167,13 @@ func (cp *ControlPlane) wireAPI() error {
 	if cp.authn, err = auth.New(believed); err != nil {
 		return err
 	}
+	usage, err := cp.usage()
+	if err != nil {
+		return err
+	}
 	cp.registry.Use(registry.Wiring{
-		Store: cp.store, Admission: cp.access.admission(cp.admission),
+		Metrics: usage,
+		Store:   cp.store, Admission: cp.access.admission(cp.admission),
 		IssueToken: func(ctx context.Context, account *corev1.ServiceAccount, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
 			return cp.authn.IssueToken(ctx, account, request)
 		},
@@ -193,6 +200,14 @@ func (cp *ControlPlane) wireAPI() error {
 		},
 	})
 	return err
+}
+
+// usage is what metrics.k8s.io tells.
+func (cp *ControlPlane) usage() (registry.Metrics, error) {
+	if cp.opts.Metrics != nil || cp.opts.AgentTransport == nil {
+		return cp.opts.Metrics, nil
+	}
+	return metrics.New(metrics.Options{Reader: cp.admin, Transport: cp.opts.AgentTransport, Log: cp.opts.Logger})
 }
 
 func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {

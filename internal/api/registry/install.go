@@ -28,6 +28,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/scheduling/install"
 	_ "k8s.io/kubernetes/pkg/apis/storage/install"
 	_ "k8s.io/kubernetes/pkg/apis/storagemigration/install"
+	metricsinstall "k8s.io/metrics/pkg/apis/metrics/install"
 )
 
 // The packages above register at their initialisation; so do these groups, whose packages leave it to
@@ -35,5 +36,6 @@ import (
 var _ = func() (done struct{}) {
 	apiregistrationinstall.Install(legacyscheme.Scheme)
 	apiextensionsinstall.Install(legacyscheme.Scheme)
+	metricsinstall.Install(legacyscheme.Scheme)
 	return done
 }()

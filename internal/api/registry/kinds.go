@@ -20,5 +20,6 @@ func (r *Registry) builtins() []*definition {
 		r.storageKinds(),
 		systemKinds(),
 		extensionKinds(),
+		r.metricsKinds(),
 	)
 }

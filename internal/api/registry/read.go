@@ -24,7 +24,7 @@ func (r *Resource) Get(ctx context.Context, namespace, name, revision string) (*
 		return nil, err
 	}
 	if r.def.computed != nil {
-		return r.getComputed(ctx, name)
+		return r.getComputed(ctx, namespace, name)
 	}
 	entry, err := r.store.Get(r.def.stored.Name, r.def.stored.Key(namespace, name))
 	if err != nil {
@@ -108,7 +108,7 @@ func (r *Resource) List(ctx context.Context, namespace string, opts ListOptions)
 		return List{}, err
 	}
 	if r.def.computed != nil {
-		return r.listComputed(ctx, sel), nil
+		return r.listComputed(ctx, namespace, sel)
 	}
 	sel.filter = r.withLate(sel)
 	want := store.ListOptions{Namespace: namespace, Filter: sel.filter, Limit: int(opts.Limit), Index: sel.index, Value: sel.value}

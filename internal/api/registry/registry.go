@@ -49,6 +49,7 @@ type Options struct {
 	NodePorts   PortRange             // default 30000 to 32767
 
 	RuntimeConfig RuntimeConfig // which versions are served; default the stable ones
+	ServeMetrics  bool          // serve metrics.k8s.io, with Wiring.Metrics
 }
 
 // PortRange is an inclusive range of ports.
@@ -61,6 +62,7 @@ type Registry struct {
 	store      *store.Store
 	admission  Admission
 	issueToken IssueToken
+	metrics    Metrics
 	defs       []*definition
 	index      atomic.Pointer[index]
 	customMu   sync.Mutex             // held while custom kinds change
@@ -164,11 +166,12 @@ type Wiring struct {
 	Store      *store.Store // keeps Kinds; required
 	Admission  Admission    // nil admits everything
 	IssueToken IssueToken   // nil refuses token requests
+	Metrics    Metrics      // nil: metrics.k8s.io is unavailable
 }
 
 // Use completes the registry. It is called once, before any verb.
 func (r *Registry) Use(w Wiring) {
-	r.store, r.admission, r.issueToken = w.Store, w.Admission, w.IssueToken
+	r.store, r.admission, r.issueToken, r.metrics = w.Store, w.Admission, w.IssueToken, w.Metrics
 	for _, res := range r.Resources() {
 		res.store = w.Store
 	}

@@ -83,7 +83,7 @@ type definition struct {
 	returnDeleted bool
 	normalizes    bool // see definition.normalized
 	// computed makes the objects of a kind that is not stored; nil for all others.
-	computed func(ctx context.Context) []store.Object
+	computed func(ctx context.Context, namespace, name string) ([]store.Object, error)
 	// table makes the columns of a kind that upstream's printers do not know; nil for all others.
 	table   rest.TableConvertor
 	expires func(obj store.Object) time.Time // nil: never

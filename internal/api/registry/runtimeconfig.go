@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/metrics/pkg/apis/metrics"
 )
 
 // RuntimeConfig switches built-in versions and resources on and off, as kube-apiserver's
@@ -119,7 +120,7 @@ func (s *serving) on(resource schema.GroupVersionResource) bool {
 	if on, named := s.versions[resource.GroupVersion()]; named {
 		return on
 	}
-	on := isStable(resource.Version)
+	on := isStable(resource.Version) || resource.Group == metrics.GroupName // there only if it is wanted, and has no stable version
 	for _, decide := range s.byStability {
 		if value, decided := decide(resource.Version); decided {
 			on = value

@@ -19,6 +19,13 @@ const (
 
 // wanted is the APIService of a group version served here, nil for one that has none: apiregistration's own.
 func wanted(gv schema.GroupVersion) *apiregistrationv1.APIService {
+	if gv == metricsVersion() {
+		// Kept by whoever has it: a metrics-server that is installed changes it, and must find it so after a restart.
+		return &apiregistrationv1.APIService{
+			ObjectMeta: metav1.ObjectMeta{Name: gv.Version + "." + gv.Group},
+			Spec:       apiregistrationv1.APIServiceSpec{Group: gv.Group, Version: gv.Version, GroupPriorityMinimum: 100, VersionPriority: 100},
+		}
+	}
 	managed, group, version := onStart, int32(0), int32(0)
 	var builtin bool
 	if group, version, builtin = aggregate.Priority(gv); !builtin {
@@ -31,6 +38,11 @@ func wanted(gv schema.GroupVersion) *apiregistrationv1.APIService {
 		ObjectMeta: metav1.ObjectMeta{Name: gv.Version + "." + gv.Group, Labels: map[string]string{managedLabel: managed}},
 		Spec:       apiregistrationv1.APIServiceSpec{Group: gv.Group, Version: gv.Version, GroupPriorityMinimum: group, VersionPriority: version},
 	}
+}
+
+// metricsVersion is what metrics-server serves, and this server while there is none.
+func metricsVersion() schema.GroupVersion {
+	return schema.GroupVersion{Group: "metrics.k8s.io", Version: "v1beta1"}
 }
 
 // step is what is to be done about one APIService.
