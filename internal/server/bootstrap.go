@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/api/registry"
+	"gantry.dev/gantry/internal/controller/serviceaccount"
 	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/pki"
 )
@@ -33,8 +35,8 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, role := range []*rbacv1.ClusterRole{edgeRole(), metricsRole()} {
-		if err := cp.ensure(ctx, role); err != nil {
+	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), tokenTracking()} {
+		if err := cp.ensure(ctx, obj); err != nil {
 			return err
 		}
 	}
@@ -153,6 +155,14 @@ func metricsRole() *rbacv1.ClusterRole {
 			"rbac.authorization.k8s.io/aggregate-to-view": "true",
 		}},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"metrics.k8s.io"}, Resources: []string{"pods", "nodes"}, Verbs: []string{"get", "list", "watch"}}},
+	}
+}
+
+// tokenTracking says since when this server notes down the use of tokens in Secrets, for who cleans them up.
+func tokenTracking() *corev1.ConfigMap {
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: serviceaccount.TrackingConfigMap},
+		Data:       map[string]string{serviceaccount.TrackingSince: time.Now().UTC().Format(serviceaccount.DateFormat)},
 	}
 }
 

@@ -113,6 +113,15 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"validatingadmissionpolicy-status-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return policy.New(c, i, policy.Options{Check: cp.admission.CheckTypes, Log: log})
 		}},
+		{"service-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			return service.NewBalancer(c, i, r, service.BalancerOptions{Reserved: cp.reservedPorts(), Log: log})
+		}},
+		{"ttl-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
+			return nodecontroller.NewTTL(c, i, log)
+		}},
+		{"legacy-service-account-token-cleaner", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
+			return serviceaccount.NewCleaner(c, serviceaccount.CleanerOptions{Log: log})
+		}},
 		{"horizontal-pod-autoscaler", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return autoscale.New(c, i, autoscale.Options{Config: cp.local(controllerUser("horizontal-pod-autoscaler"), controllerManager)})
 		}},
@@ -140,6 +149,14 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		return nil
 	}
 	return cp.startScheduler(run)
+}
+
+// reservedPorts are ports of the nodes that this server needs.
+func (cp *ControlPlane) reservedPorts() []int32 {
+	if cp.opts.Endpoint == nil {
+		return nil
+	}
+	return []int32{int32(cp.opts.Endpoint().Port())}
 }
 
 // eventSource is the component that upstream names in the events of a controller.

@@ -191,11 +191,18 @@ func (sc *Controller) reconcile(ctx context.Context, key controller.Key) (time.D
 }
 
 // serviceGone deletes what only its Service kept. Slices have an owner reference and are
-// left to the garbage collector.
+// left to the garbage collector, but for mirrored ones: their Endpoints may stay.
 func (sc *Controller) serviceGone(ctx context.Context, key controller.Key) error {
 	sc.mu.Lock()
 	delete(sc.triggers, key)
 	sc.mu.Unlock()
+	mirrored, err := sc.slicesOf(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, mirrorController)
+	if err != nil {
+		return err
+	}
+	if err := sc.applySlices(ctx, slicePlan{remove: mirrored}, ""); err != nil {
+		return err
+	}
 	var endpoints corev1.Endpoints
 	if err := sc.client.Get(ctx, key, &endpoints); err != nil {
 		return client.IgnoreNotFound(err)
@@ -289,7 +296,11 @@ func (sc *Controller) syncSlices(ctx context.Context, svc *corev1.Service, pods 
 func (sc *Controller) applySlices(ctx context.Context, plan slicePlan, stamp string) error {
 	for _, slice := range plan.create {
 		if stamp != "" {
-			slice.Annotations = map[string]string{triggerLabel: stamp}
+			slice.Annotations = maps.Clone(slice.Annotations)
+			if slice.Annotations == nil {
+				slice.Annotations = map[string]string{}
+			}
+			slice.Annotations[triggerLabel] = stamp
 		}
 		err := sc.client.Create(ctx, slice)
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
@@ -377,12 +388,18 @@ func (sc *Controller) mirror(ctx context.Context, svc *corev1.Service) error {
 		namespace: svc.Namespace, name: svc.Name, labels: own, limit: maxMirrored,
 		reference: *metav1.NewControllerRef(&endpoints, corev1.SchemeGroupVersion.WithKind("Endpoints")),
 	}
-	plan := planSlices(owner, existing, mirrorGroups(&endpoints))
+	groups, skipped := mirrorGroups(&endpoints)
+	if skipped > 0 {
+		sc.recorder.Event(&endpoints, corev1.EventTypeWarning, "TooManyAddressesToMirror",
+			fmt.Sprintf("A max of %d addresses can be mirrored to EndpointSlices per Endpoints subset. %d addresses were skipped", maxMirrored, skipped))
+	}
+	plan := planSlices(owner, existing, groups)
 	for _, slice := range plan.create {
 		if slice.Ports == nil {
 			slice.Ports = []discoveryv1.EndpointPort{}
 		}
 	}
+	plan.annotate(existing, mirroredAnnotations(&endpoints))
 	return sc.applySlices(ctx, plan, endpoints.Annotations[corev1.EndpointsLastChangeTriggerTime])
 }
 

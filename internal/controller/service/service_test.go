@@ -295,7 +295,7 @@ func TestController(t *testing.T) {
 func TestMirror(t *testing.T) {
 	manual := newService(func(s *corev1.Service) { s.Spec.Selector = nil })
 	endpoints := &corev1.Endpoints{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", UID: "ep", Labels: map[string]string{"by": "hand"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", UID: "ep", Labels: map[string]string{"by": "hand"}, Annotations: map[string]string{"why": "a test", corev1.LastAppliedConfigAnnotation: "x"}},
 		Subsets: []corev1.EndpointSubset{{
 			Addresses: []corev1.EndpointAddress{{IP: "192.0.2.1"}, {IP: "192.0.2.2"}}, Ports: []corev1.EndpointPort{{Name: "http", Port: 80, Protocol: "TCP"}},
 		}},
@@ -306,7 +306,19 @@ func TestMirror(t *testing.T) {
 			all[0].Labels["by"] != "hand" || all[0].OwnerReferences[0].Kind != "Endpoints" {
 			t.Fatalf("slices %+v", all)
 		}
-		changed := endpoints.DeepCopy()
+		if diff := cmp.Diff(map[string]string{"why": "a test"}, all[0].Annotations); diff != "" {
+			t.Errorf("annotations (-want +got):\n%s", diff)
+		}
+		annotated := endpoints.DeepCopy()
+		annotated.Annotations["why"] = "another"
+		if err := c.Update(context.Background(), annotated); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		if all := slicesIn(t, c); len(all) != 1 || all[0].Annotations["why"] != "another" {
+			t.Errorf("after another annotation: %+v", all)
+		}
+		changed := annotated.DeepCopy()
 		changed.Subsets[0].Addresses = changed.Subsets[0].Addresses[:1]
 		if err := c.Update(context.Background(), changed); err != nil {
 			t.Fatal(err)

@@ -248,9 +248,41 @@ func sliceLabels(svc *corev1.Service) map[string]string {
 	return labels
 }
 
-// mirrorGroups are the endpoints of an Endpoints object made by hand.
-func mirrorGroups(endpoints *corev1.Endpoints) []group {
-	var groups []group
+// mirroredAnnotations are those that slices take over from Endpoints made by hand.
+func mirroredAnnotations(endpoints *corev1.Endpoints) map[string]string {
+	own := maps.Clone(endpoints.Annotations)
+	delete(own, corev1.EndpointsLastChangeTriggerTime)
+	delete(own, corev1.LastAppliedConfigAnnotation)
+	return own
+}
+
+// annotate gives all slices that stay the annotations, besides what other changes they need.
+func (p *slicePlan) annotate(existing []*discoveryv1.EndpointSlice, annotations map[string]string) {
+	touched := map[string]bool{}
+	for _, slice := range p.create {
+		slice.Annotations = maps.Clone(annotations)
+	}
+	for _, slice := range p.update {
+		touched[slice.Name] = true
+		slice.Annotations = maps.Clone(annotations)
+	}
+	for _, slice := range p.remove {
+		touched[slice.Name] = true
+	}
+	for _, slice := range existing {
+		now := maps.Clone(slice.Annotations)
+		delete(now, triggerLabel)
+		if !touched[slice.Name] && !maps.Equal(now, annotations) {
+			next := slice.DeepCopy()
+			next.Annotations = maps.Clone(annotations)
+			p.update = append(p.update, next)
+		}
+	}
+}
+
+// mirrorGroups are the endpoints of an Endpoints object made by hand; skipped are those beyond what
+// is mirrored of a subset.
+func mirrorGroups(endpoints *corev1.Endpoints) (groups []group, skipped int) {
 	for _, subset := range endpoints.Subsets {
 		ports := []discoveryv1.EndpointPort{}
 		for i := range subset.Ports {
@@ -264,6 +296,7 @@ func mirrorGroups(endpoints *corev1.Endpoints) []group {
 		}{{subset.Addresses, true}, {subset.NotReadyAddresses, false}} {
 			for i := range part.addresses {
 				if left == 0 {
+					skipped += len(part.addresses) - i
 					break
 				}
 				if addMirrored(&groups, ports, &part.addresses[i], part.ready) {
@@ -272,7 +305,7 @@ func mirrorGroups(endpoints *corev1.Endpoints) []group {
 			}
 		}
 	}
-	return groups
+	return groups, skipped
 }
 
 func addMirrored(groups *[]group, ports []discoveryv1.EndpointPort, address *corev1.EndpointAddress, isReady bool) bool {
