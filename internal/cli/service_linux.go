@@ -103,6 +103,7 @@ func serviceArgs(c config.Config) []string {
 		args = append(args, "--"+config.KeyRuntimeConfig+"="+version+"="+c.RuntimeConfig[version])
 	}
 	add(config.KeyNodeName, c.NodeName)
+	add(config.KeyLoadBalancer, c.LoadBalancer)
 	add(config.KeyPodCIDR, c.PodCIDR.String())
 	add(config.KeyServiceCIDR, c.ServiceCIDR.String())
 	add(config.KeyClusterDomain, c.ClusterDomain)

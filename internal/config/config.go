@@ -29,6 +29,7 @@ type Config struct {
 	RuntimeConfig map[string]string
 	// SchedulerFile is a KubeSchedulerConfiguration; empty for kube-scheduler's defaults.
 	SchedulerFile string
+	LoadBalancer  string // LoadBalancerNodes or LoadBalancerNone
 
 	Access Access
 

@@ -39,6 +39,7 @@ const (
 	KeyLogFormat     = "log-format"
 	KeyRuntimeConfig = "runtime-config"
 	KeyScheduler     = "scheduler-config"
+	KeyLoadBalancer  = "load-balancer"
 )
 
 // Key describes one setting.
@@ -93,6 +94,8 @@ func Keys() []Key {
 			Usage: "API versions to serve or not, such as api/beta=true or batch/v1=false; may be repeated"},
 		{Name: KeyScheduler, set: setScheduler,
 			Usage: "KubeSchedulerConfiguration file: profiles, scores and back-off of the scheduler (default: kube-scheduler's)"},
+		{Name: KeyLoadBalancer, Default: LoadBalancerNodes, set: setLoadBalancer,
+			Usage: "who serves Services of type LoadBalancer without a class: nodes, on their own addresses, or none"},
 	}, accessKeys()...)
 }
 

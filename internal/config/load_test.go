@@ -95,6 +95,18 @@ func TestRuntimeConfig(t *testing.T) {
 	}
 }
 
+func TestLoadBalancer(t *testing.T) {
+	for value, wantErr := range map[string]string{"nodes": "", "none": "", "cloud": `"cloud" serves no load balancers`} {
+		got, err := load(t, []string{"--load-balancer=" + value}, nil, nil)
+		if wantErr == "" && (err != nil || got.LoadBalancer != value) || wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) {
+			t.Errorf("--load-balancer=%s: %q, %v; want the error %q", value, got.LoadBalancer, err, wantErr)
+		}
+	}
+	if got, err := load(t, nil, nil, nil); err != nil || got.LoadBalancer != LoadBalancerNodes {
+		t.Errorf("by default %q, %v; want nodes", got.LoadBalancer, err)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args, env []string

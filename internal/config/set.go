@@ -61,6 +61,20 @@ func setListen(c *Config, v []string) error {
 	return nil
 }
 
+// Who serves Services of type LoadBalancer that name no class.
+const (
+	LoadBalancerNodes = "nodes" // the nodes, on their own addresses
+	LoadBalancerNone  = "none"  // somebody whom the user installs
+)
+
+func setLoadBalancer(c *Config, v []string) error {
+	if v[0] != LoadBalancerNodes && v[0] != LoadBalancerNone {
+		return wrong("want nodes or none", "%q serves no load balancers", v[0])
+	}
+	c.LoadBalancer = v[0]
+	return nil
+}
+
 func setNodeIP(c *Config, v []string) error {
 	if v[0] == "" {
 		return nil

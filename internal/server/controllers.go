@@ -36,6 +36,15 @@ func controllersUser() user.Info {
 	return &user.DefaultInfo{Name: user.KubeControllerManager, Groups: []string{user.AllAuthenticated}}
 }
 
+// idle does nothing until its context ends.
+type idle struct{}
+
+// Run implements runner.
+func (idle) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
 // runner is something that works until its context ends.
 type runner interface {
 	Run(ctx context.Context) error
@@ -114,6 +123,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 			return policy.New(c, i, policy.Options{Check: cp.admission.CheckTypes, Log: log})
 		}},
 		{"service-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
+			if cp.opts.NoLoadBalancer {
+				return idle{}, nil
+			}
 			return service.NewBalancer(c, i, r, service.BalancerOptions{Reserved: cp.reservedPorts(), Log: log})
 		}},
 		{"ttl-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {

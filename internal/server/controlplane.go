@@ -63,7 +63,8 @@ type ControlPlaneOptions struct {
 	NoScheduler    bool // leaves scheduling to another scheduler
 	NoControllers  bool // runs none but the scheduler
 	// Prepare is called when the API answers and before any controller runs; nil does nothing.
-	Prepare func(ctx context.Context, cp *ControlPlane) error
+	Prepare        func(ctx context.Context, cp *ControlPlane) error
+	NoLoadBalancer bool // leaves Services of type LoadBalancer to somebody else
 }
 
 // ControlPlane is store, API, controllers and scheduler: the part of a cluster that needs no

@@ -70,7 +70,8 @@ func Up(ctx context.Context, opts UpOptions) error {
 		Authority: func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
 		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
-		RuntimeConfig: c.RuntimeConfig, SchedulerFile: c.SchedulerFile, Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
+		RuntimeConfig: c.RuntimeConfig, SchedulerFile: c.SchedulerFile, NoLoadBalancer: c.LoadBalancer == config.LoadBalancerNone,
+		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
 	})
 	if err != nil {

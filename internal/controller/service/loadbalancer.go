@@ -56,7 +56,7 @@ func NewBalancer(c client.Client, informers controller.Informers, recorder contr
 	loop.Watch(&corev1.Node{}, func(old, current client.Object) {
 		before, _ := old.(*corev1.Node)
 		after, _ := current.(*corev1.Node)
-		if before == nil || after == nil || !equality.Semantic.DeepEqual(balancingNode(before), balancingNode(after)) {
+		if before == nil || after == nil || !balancingNode(before).equal(balancingNode(after)) {
 			b.look()
 		}
 	})

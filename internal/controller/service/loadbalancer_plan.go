@@ -21,6 +21,10 @@ type nodeAddresses struct {
 	Addresses []netip.Addr
 }
 
+func (n nodeAddresses) equal(other nodeAddresses) bool {
+	return n.Name == other.Name && n.Ready == other.Ready && slices.Equal(n.Addresses, other.Addresses)
+}
+
 // balancingNode is the node as load balancing sees it; without addresses it takes no part.
 func balancingNode(node *corev1.Node) nodeAddresses {
 	out := nodeAddresses{Name: node.Name}

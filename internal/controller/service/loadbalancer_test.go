@@ -133,6 +133,11 @@ func TestBalancer(t *testing.T) {
 			t.Fatal(err)
 		}
 		addresses("10.0.0.1", "10.0.0.2")
+		lost := balancerNode("b", "10.0.0.2", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown })
+		if err := c.Status().Update(ctx, &lost); err != nil {
+			t.Fatal(err)
+		}
+		addresses("10.0.0.1")
 		var now corev1.Service
 		if err := c.Get(ctx, client.ObjectKeyFromObject(svc), &now); err != nil {
 			t.Fatal(err)
