@@ -137,7 +137,9 @@ type Options struct {
 	StatusWriters    int              // statuses written at once, default 4
 	Dial             func(ctx context.Context, network, address string) (net.Conn, error)
 	// DialPod connects to a port on the loopback address of a network namespace; nil enters it.
-	DialPod           func(ctx context.Context, netns string, port int32) (net.Conn, error)
+	DialPod func(ctx context.Context, netns string, port int32) (net.Conn, error)
+	// LocalVolumes are the folders of persistent volumes on this node; nil keeps none.
+	LocalVolumes      LocalVolumes
 	Logger            *slog.Logger
 	DisableCollection bool // no image, container or orphan collection: simulated nodes
 }
@@ -209,10 +211,12 @@ type Agent struct {
 	devices  *device.Manager
 	nodeNews chan struct{} // the node's status has changed
 
-	podCIDRs atomic.Pointer[[]string] // of the node; nil until the API has assigned them
-	cidrSet  chan struct{}            // closed when podCIDRs is first set
-	synced   atomic.Bool              // the API's pods are known
-	readyErr atomic.Pointer[string]   // why the runtime is not ready; nil when it is
+	podCIDRs   atomic.Pointer[[]string]  // of the node; nil until the API has assigned them
+	cidrSet    chan struct{}             // closed when podCIDRs is first set
+	folders    atomic.Pointer[[3]string] // what the node's annotations say of local volumes
+	folderNews chan struct{}             // capacity 1: they say something new
+	synced     atomic.Bool               // the API's pods are known
+	readyErr   atomic.Pointer[string]    // why the runtime is not ready; nil when it is
 
 	spawn func(f func(ctx context.Context)) // runs f until Run's context ends; Run waits for it
 
@@ -250,9 +254,9 @@ func New(parts Parts, opts Options) (*Agent, error) {
 		volumes:   parts.Volumes,
 		log:       opts.Logger,
 		cidrSet:   make(chan struct{}),
-		nodeNews:  make(chan struct{}, 1),
-		workers:   map[types.UID]*worker{},
-		events:    newRecorder(parts.Client, opts.NodeName, opts.Logger),
+		nodeNews:  make(chan struct{}, 1), folderNews: make(chan struct{}, 1),
+		workers: map[types.UID]*worker{},
+		events:  newRecorder(parts.Client, opts.NodeName, opts.Logger),
 	}
 	a.capacity = opts.Capacity
 	if a.capacity == nil {
@@ -300,6 +304,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if !a.opts.DisableCollection {
 		a.spawn(a.runCollection)
 		group.Go(func() error { return a.stats.Run(ctx) })
+	}
+	if a.opts.LocalVolumes != nil {
+		a.spawn(a.runLocalVolumes)
 	}
 	<-ctx.Done()
 	a.stopWorkers()

@@ -34,6 +34,7 @@ func (a *Agent) nodeChanged(object client.Object) {
 	if !ok || node.Name != a.opts.NodeName {
 		return
 	}
+	a.noteFolders(node)
 	ranges := node.Spec.PodCIDRs
 	if len(ranges) == 0 && node.Spec.PodCIDR != "" {
 		ranges = []string{node.Spec.PodCIDR}

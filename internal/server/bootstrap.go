@@ -35,7 +35,7 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), tokenTracking()} {
+	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), localVolumesRole(), tokenTracking()} {
 		if err := cp.ensure(ctx, obj); err != nil {
 			return err
 		}
@@ -65,6 +65,9 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 		if err := cp.ensure(ctx, obj); err != nil {
 			return err
 		}
+	}
+	if err := cp.ensureStorageClass(ctx); err != nil {
+		return err
 	}
 	if cp.opts.Endpoint == nil {
 		return nil
@@ -127,6 +130,9 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 		bind("gantry:endpoint-mirroring", "system:controller:endpointslicemirroring-controller",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
 		bind(edgeRoleName, edgeRoleName, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "kube-dns"}),
+		// The built-in provisioner tells nodes which volumes they must remove.
+		bind(localVolumesRoleName, localVolumesRoleName,
+			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "persistent-volume-binder"}),
 		// One controller keeps the default ServiceAccount and kube-root-ca.crt.
 		bind("gantry:root-ca", "system:controller:root-ca-cert-publisher",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "service-account-controller"}),

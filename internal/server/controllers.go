@@ -19,7 +19,6 @@ import (
 	nodecontroller "gantry.dev/gantry/internal/controller/node"
 	"gantry.dev/gantry/internal/controller/podgc"
 	"gantry.dev/gantry/internal/controller/policy"
-	"gantry.dev/gantry/internal/controller/protection"
 	"gantry.dev/gantry/internal/controller/quota"
 	"gantry.dev/gantry/internal/controller/service"
 	"gantry.dev/gantry/internal/controller/serviceaccount"
@@ -57,11 +56,6 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		build   func(c *client.Client, informers *client.Cache, recorder *events.Recorder) (runner, error)
 	}
 	log := cp.opts.Logger
-	protect := func(kind protection.Kind) func(*client.Client, *client.Cache, *events.Recorder) (runner, error) {
-		return func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
-			return protection.New(c, i, protection.Options{Kind: kind, Log: log})
-		}
-	}
 	for _, m := range []made{
 		{"deployment-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewDeployments(c, i, r, workload.Options{Log: log})
@@ -113,9 +107,6 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"node-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return nodecontroller.NewEvictor(c, i, cp.Events(events.Source{Component: "taint-eviction-controller"}), nodecontroller.EvictorOptions{Log: log})
 		}},
-		{"pvc-protection-controller", protect(protection.Claims)},
-		{"pv-protection-controller", protect(protection.Volumes)},
-		{"volumeattributesclass-protection-controller", protect(protection.Classes)},
 		{"resourcequota-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return quota.New(c, i, quota.Options{Counter: cp.admission.Counter(), Log: log})
 		}},
@@ -154,8 +145,10 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		}
 		run(m.account, built.Run)
 	}
-	if err := cp.startAccessControllers(run); err != nil {
-		return err
+	for _, start := range []func(func(string, func(context.Context) error)) error{cp.startStorageControllers, cp.startAccessControllers} {
+		if err := start(run); err != nil {
+			return err
+		}
 	}
 	if cp.opts.NoScheduler {
 		return nil
@@ -182,6 +175,12 @@ func eventSource(account string) string {
 		return "daemonset-controller"
 	case "generic-garbage-collector":
 		return "garbage-collector-controller"
+	case "persistent-volume-binder":
+		return "persistentvolume-controller"
+	case "ephemeral-volume-controller":
+		return "ephemeral_volume"
+	case "expand-controller":
+		return "volume_expand"
 	}
 	return account
 }

@@ -141,7 +141,13 @@ func (n *node) buildAgent() error {
 	if err != nil {
 		return err
 	}
-	volumes, err := volume.New(volume.ClientSource{Client: api}, volume.Options{PodsDir: c.Path("pods")})
+	folders, err := volume.NewFolders(c.Path("volumes"))
+	if err != nil {
+		return err
+	}
+	volumes, err := volume.New(volume.ClientSource{Client: api}, volume.Options{
+		PodsDir: c.Path("pods"), NodeName: n.opts.identity.Name, Folders: folders,
+	})
 	if err != nil {
 		return err
 	}
@@ -153,7 +159,7 @@ func (n *node) buildAgent() error {
 		NodeName: n.opts.identity.Name, NodeUID: types.UID(n.opts.identity.UID), NodeIPs: []string{n.opts.nodeIP.String()},
 		PodsDir: c.Path("pods"), LogDir: c.Path("log", "pods"), ImageDir: root,
 		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
-		KubeletPort: int32(c.AgentPort), Logger: n.opts.logger,
+		KubeletPort: int32(c.AgentPort), LocalVolumes: folders, Logger: n.opts.logger,
 		PluginRoots: pluginRoots(c), DeviceFile: c.Path("devices.json"),
 		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
 		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},

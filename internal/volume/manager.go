@@ -35,6 +35,8 @@ type Source interface {
 	Token(ctx context.Context, pod *corev1.Pod, audience string, seconds int64) (token string, expires time.Time, err error)
 	// Roots is the certificate bundle of a ClusterTrustBundle projection's signer or name.
 	Roots(ctx context.Context, projection *corev1.ClusterTrustBundleProjection) (string, error)
+	Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error)
+	Volume(ctx context.Context, name string) (*corev1.PersistentVolume, error)
 }
 
 // Options configures a Manager.
@@ -43,15 +45,20 @@ type Options struct {
 	// PlainFiles keeps secrets and memory volumes on disk in place of tmpfs, where mounting is
 	// not allowed.
 	PlainFiles bool
+	NodeName   string   // whose local volumes are here; default: not checked
+	Folders    *Folders // of local volumes; nil keeps none
 }
 
 // Manager makes and removes volumes.
 type Manager struct {
-	opts   Options
-	source Source
+	opts    Options
+	source  Source
+	folders *Folders // nil keeps no local volumes
 
-	mu     sync.Mutex // guards the field below
-	tokens map[tokenKey]token
+	mu      sync.Mutex // guards the fields below
+	tokens  map[tokenKey]token
+	mounted map[podVolume]Mounted             // volumes from claims
+	users   map[string]map[types.UID]struct{} // pods that use a persistent volume
 }
 
 // New checks opts and returns a Manager.
@@ -62,7 +69,10 @@ func New(source Source, opts Options) (*Manager, error) {
 	if source == nil {
 		return nil, errors.New("volume: the source is missing")
 	}
-	return &Manager{opts: opts, source: source, tokens: map[tokenKey]token{}}, nil
+	return &Manager{
+		opts: opts, source: source, folders: opts.Folders, tokens: map[tokenKey]token{},
+		mounted: map[podVolume]Mounted{}, users: map[string]map[types.UID]struct{}{},
+	}, nil
 }
 
 func (m *Manager) podDir(uid types.UID) string { return filepath.Join(m.opts.PodsDir, string(uid)) }
@@ -126,6 +136,8 @@ func (m *Manager) setUp(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, 
 		dir := m.dir(pod.UID, "projected", v.Name)
 		files, err := m.projectedFiles(ctx, pod, v.Projected, facts)
 		return m.content(pod, dir, files, true, err)
+	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
+		return m.claim(ctx, pod, v)
 	default:
 		return Mounted{}, errors.New("this kind of volume is not supported by the node")
 	}

@@ -34,6 +34,24 @@ func (s ClientSource) Secret(ctx context.Context, namespace, name string) (*core
 	return object, nil
 }
 
+// Claim implements Source.
+func (s ClientSource) Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error) {
+	object := &corev1.PersistentVolumeClaim{}
+	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, object); err != nil {
+		return nil, err
+	}
+	return object, nil
+}
+
+// Volume implements Source.
+func (s ClientSource) Volume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
+	object := &corev1.PersistentVolume{}
+	if err := s.Client.Get(ctx, client.ObjectKey{Name: name}, object); err != nil {
+		return nil, err
+	}
+	return object, nil
+}
+
 // Token implements Source by a TokenRequest.
 func (s ClientSource) Token(ctx context.Context, pod *corev1.Pod, audience string, seconds int64) (string, time.Time, error) {
 	name := pod.Spec.ServiceAccountName

@@ -24,12 +24,14 @@ func (m *Manager) TearDown(ctx context.Context, pod types.UID) error {
 	}
 	m.forgetTokens(pod)
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		m.forgetVolumes(pod)
 		return nil
 	}
 	if err := unmountBelow(ctx, dir); err != nil {
 		return err
 	}
-	return removeTree(dir)
+	m.forgetVolumes(pod)
+	return removeTree(ctx, dir)
 }
 
 // Unmount unmounts what is mounted below the folder of all pods, whose containers are gone. The
@@ -82,7 +84,7 @@ func mountsBelow(dir string) ([]string, error) {
 }
 
 // removeTree removes dir without leaving its file system.
-func removeTree(dir string) error {
+func removeTree(ctx context.Context, dir string) error {
 	parent, err := unix.Open(filepath.Dir(dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening the folder of pods: %w", err)
@@ -92,14 +94,17 @@ func removeTree(dir string) error {
 	if err := unix.Fstatat(parent, filepath.Base(dir), &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("looking at the pod's folder: %w", err)
 	}
-	if err := removeAt(parent, filepath.Base(dir), stat.Dev); err != nil {
+	if err := removeAt(ctx, parent, filepath.Base(dir), stat.Dev); err != nil {
 		return fmt.Errorf("removing the pod's folder: %w", err)
 	}
 	return nil
 }
 
 // removeAt removes one entry of an open folder, and what is in it, if it lies on device.
-func removeAt(parent int, name string, device uint64) error {
+func removeAt(ctx context.Context, parent int, name string, device uint64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	var stat unix.Stat_t
 	if err := unix.Fstatat(parent, name, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		if errors.Is(err, unix.ENOENT) {
@@ -127,7 +132,7 @@ func removeAt(parent int, name string, device uint64) error {
 		return fmt.Errorf("reading %s: %w", name, err)
 	}
 	for _, child := range names {
-		if err := removeAt(fd, child, device); err != nil {
+		if err := removeAt(ctx, fd, child, device); err != nil {
 			return fmt.Errorf("%s/%w", name, err)
 		}
 	}

@@ -27,6 +27,8 @@ type source struct {
 	tokens     int
 	tokenError error
 	life       time.Duration
+	claims     map[string]*corev1.PersistentVolumeClaim
+	volumes    map[string]*corev1.PersistentVolume
 }
 
 func (s *source) ConfigMap(_ context.Context, _, name string) (*corev1.ConfigMap, error) {
@@ -58,6 +60,22 @@ func (s *source) Roots(context.Context, *corev1.ClusterTrustBundleProjection) (s
 	return "", nil
 }
 
+func (s *source) Claim(_ context.Context, _, name string) (*corev1.PersistentVolumeClaim, error) {
+	claim, ok := s.claims[name]
+	if !ok {
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "persistentvolumeclaims"}, name)
+	}
+	return claim, nil
+}
+
+func (s *source) Volume(_ context.Context, name string) (*corev1.PersistentVolume, error) {
+	pv, ok := s.volumes[name]
+	if !ok {
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "persistentvolumes"}, name)
+	}
+	return pv, nil
+}
+
 func newManager(t *testing.T, s *source) *Manager {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -72,7 +90,11 @@ func newManager(t *testing.T, s *source) *Manager {
 		t.Skipf("cannot mount: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
-	m, err := New(s, Options{PodsDir: filepath.Join(root, "pods")})
+	folders, err := NewFolders(filepath.Join(root, "volumes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := New(s, Options{PodsDir: filepath.Join(root, "pods"), NodeName: "n1", Folders: folders})
 	if err != nil {
 		t.Fatal(err)
 	}
