@@ -116,6 +116,7 @@ func (s *Scheduler) podGone(pod *corev1.Pod, node string) {
 		s.retryOn(slot)
 	}
 	s.podChanged(pod)
+	s.claimsFreed(pod)
 }
 
 // podChanged has the pods retried to which a placed pod is company.

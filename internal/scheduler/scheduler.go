@@ -68,6 +68,7 @@ type Scheduler struct {
 	doomed map[types.UID]struct{}
 	// writing are pods with a write under way, and the jobs that come after it.
 	writing map[types.UID][]*job
+	volumes *volumes
 	// binder does what else a binding needs; nil for nothing.
 	binder binder
 }
@@ -183,6 +184,8 @@ func (s *Scheduler) reset() {
 	defer s.mu.Unlock()
 	s.state, s.queue = NewState(), newQueue(s.opts.Config.InitialBackoff, s.opts.Config.MaxBackoff)
 	_ = s.state.SetProfiles(s.opts.Config.Profiles...) // New has found no error in them
+	s.volumes = newVolumes(s.client, s.state, &s.mu)
+	s.state.outside, s.binder = []outsideFilter{s.volumes}, s.volumes
 	s.assumed, s.doomed = map[types.UID]*assumption{}, map[types.UID]struct{}{}
 	s.writing, s.budgets = map[types.UID][]*job{}, map[types.UID]budget{}
 	for len(s.jobs) > 0 {
@@ -191,7 +194,8 @@ func (s *Scheduler) reset() {
 }
 
 func (s *Scheduler) subscribe(ctx context.Context) (stop func(), err error) {
-	subs := append(s.selectorSubscriptions(),
+	subs := append(s.selectorSubscriptions(), s.volumeSubscriptions()...)
+	subs = append(subs,
 		informer.Subscription{Object: &corev1.Node{}, OnEvent: s.onNode},
 		informer.Subscription{Object: &policyv1.PodDisruptionBudget{}, OnEvent: s.onBudget},
 		informer.Subscription{Object: &corev1.Pod{}, OnEvent: s.onPod})

@@ -89,7 +89,7 @@ func (s *State) sameTemplate(t *template, pod *corev1.Pod) bool {
 	}
 	return t.owner == owner && t.pod.Namespace == pod.Namespace && mapsEqual(t.pod.Labels, pod.Labels) &&
 		t.profile == s.profileOf(pod) && preempts(t.pod) == preempts(pod) &&
-		sameConstraints(t.pod.Spec.TopologySpreadConstraints, pod.Spec.TopologySpreadConstraints) && sameShape(t.shape.pod, pod)
+		sameConstraints(t.pod.Spec.TopologySpreadConstraints, pod.Spec.TopologySpreadConstraints) && sameShape(t.shape.pod, pod) && sameClaims(t.pod, pod)
 }
 
 // preempts says whether a pod may evict others.
@@ -192,6 +192,14 @@ func fingerprint(seed maphash.Seed, pod *corev1.Pod) (shape, all uint64) {
 	maphash.WriteComparable(&h, hashOf(seed, pod.Labels))
 	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
 		write(string(owner.UID))
+	}
+	for i := range pod.Spec.Volumes { // each pod of a StatefulSet has claims of its own
+		switch v := &pod.Spec.Volumes[i]; {
+		case v.PersistentVolumeClaim != nil:
+			write(v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			write(pod.Name)
+		}
 	}
 	return shape, h.Sum64()
 }
