@@ -136,7 +136,9 @@ func planTaints(node *corev1.Node, evict bool, now time.Time) ([]corev1.Taint, b
 		taints = append(taints, *t)
 	}
 	for _, m := range want {
-		added := metav1.NewTime(now.Truncate(time.Second)) // as the API gives it back: an agent may not change its taints, not even so little
+		// In whole seconds, as the API writes it: a node's own status update shows the taints to
+		// admission as they were read, and must not look like a change of them.
+		added := metav1.NewTime(now).Rfc3339Copy()
 		taints = append(taints, corev1.Taint{Key: m.key, Effect: m.effect, TimeAdded: &added})
 		changed = true
 	}
