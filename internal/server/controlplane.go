@@ -396,7 +396,7 @@ func (cp *ControlPlane) open(ctx context.Context, run func(string, func(context.
 	if err != nil {
 		return err
 	}
-	if err := cp.authorizer.Feed(ctx, informers); err != nil {
+	if err := errors.Join(cp.authorizer.Feed(ctx, informers), cp.authorizer.FollowVolumes(ctx, informers)); err != nil {
 		return err
 	}
 	if err := cp.startFairness(run, informers); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -238,6 +239,11 @@ func (a *Authorizer) setPod(old, object any) {
 		return
 	}
 	a.graph.AddPod(pod)
+	a.wake()
+}
+
+// wake has requests asked about again that the graph did not allow.
+func (a *Authorizer) wake() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	close(a.changed)
@@ -253,13 +259,16 @@ func (a *Authorizer) deletePod(object any) {
 // FollowVolumes adds persistent volumes to the node graph (a node may read the volumes and secrets of its pods'
 // claims) and returns when those that exist are in. Call it where the API serves persistent volumes.
 func (a *Authorizer) FollowVolumes(ctx context.Context, informers Informers) error {
-	set := func(object any) {
-		if volume, ok := object.(*corev1.PersistentVolume); ok {
-			a.graph.AddPV(volume)
+	set := func(old, object any) {
+		volume, ok := object.(*corev1.PersistentVolume)
+		if before, same := old.(*corev1.PersistentVolume); !ok || same && apiequality.Semantic.DeepEqual(before.Spec.ClaimRef, volume.Spec.ClaimRef) {
+			return // its source is fixed
 		}
+		a.graph.AddPV(volume)
+		a.wake()
 	}
 	done, err := follow(ctx, informers, &corev1.PersistentVolume{}, toolscache.ResourceEventHandlerFuncs{
-		AddFunc: set, UpdateFunc: func(_, object any) { set(object) },
+		AddFunc: func(object any) { set(nil, object) }, UpdateFunc: set,
 		DeleteFunc: func(object any) {
 			if volume, ok := last(object).(*corev1.PersistentVolume); ok {
 				a.graph.DeletePV(volume.Name)
