@@ -99,7 +99,7 @@ func (a *Agent) collectPods(ctx context.Context) error {
 		if _, exists, err := a.status(ctx, string(uid)); err != nil || exists {
 			continue
 		}
-		if err := a.volumes.TearDown(ctx, uid); err != nil {
+		if err := a.tearDownVolumes(ctx, uid); err != nil {
 			return err
 		}
 	}

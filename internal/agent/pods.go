@@ -138,7 +138,7 @@ func (a *Agent) removeOrphan(ctx context.Context, s container.SandboxStatus) {
 		err := a.dropSandbox(ctx, s)
 		if err == nil {
 			a.devices.Release(types.UID(s.Sandbox.ID))
-			err = a.volumes.TearDown(ctx, types.UID(s.Sandbox.ID))
+			err = a.tearDownVolumes(ctx, types.UID(s.Sandbox.ID))
 		}
 		if err == nil {
 			err = a.removeFiles(s.Sandbox.Namespace, s.Sandbox.Name, types.UID(s.Sandbox.ID))

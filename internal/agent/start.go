@@ -57,6 +57,9 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, c *corev1.Container
 		attempt = w.lostAttempts(pod, c.Name)
 	}
 	image, failure := a.puller.ensure(ctx, pod, c)
+	if failure == nil {
+		failure = w.imageVolumes(ctx, pod, c)
+	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}

@@ -452,7 +452,7 @@ func (w *worker) clean(ctx context.Context, pod *corev1.Pod) error {
 			return fmt.Errorf("removing the pod's network: %w", err)
 		}
 	}
-	if err := a.volumes.TearDown(ctx, w.uid); err != nil {
+	if err := a.tearDownVolumes(ctx, w.uid); err != nil {
 		return fmt.Errorf("removing the pod's volumes: %w", err)
 	}
 	return nil

@@ -217,7 +217,7 @@ func (m *Manager) localPath(pv *corev1.PersistentVolume) (string, error) {
 }
 
 // sourceKind names the kind of a volume's source, as "nfs".
-func sourceKind(source corev1.PersistentVolumeSource) string {
+func sourceKind[S corev1.PersistentVolumeSource | corev1.VolumeSource](source S) string {
 	v := reflect.ValueOf(source)
 	for i := range v.NumField() {
 		if !v.Field(i).IsNil() {

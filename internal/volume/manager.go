@@ -138,8 +138,10 @@ func (m *Manager) setUp(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, 
 		return m.content(pod, dir, files, true, err)
 	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
 		return m.claim(ctx, pod, v)
+	case v.Image != nil:
+		return Mounted{ReadOnly: true}, nil // mounted when a container that has it starts
 	default:
-		return Mounted{}, errors.New("this kind of volume is not supported by the node")
+		return Mounted{}, fmt.Errorf("volumes of kind %s are not supported by the node", sourceKind(v.VolumeSource))
 	}
 }
 

@@ -103,6 +103,7 @@ func TestVolumes(t *testing.T) {
 		return nil
 	})
 	testEphemeralVolume(t, c, ns)
+	testImageVolume(t, c, ns)
 	testDeletedClassStaysDeleted(t, c)
 }
 
@@ -158,6 +159,32 @@ spec:
 		}
 		return nil
 	})
+}
+
+// testImageVolume mounts an image's files into a container of another.
+func testImageVolume(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `
+apiVersion: v1
+kind: Pod
+metadata: {name: image}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: c
+    image: busybox:e2e
+    command: [sh, -c, "test -x /tools/bin/busybox && test -x /sub/busybox && ! touch /tools/x 2>/dev/null && echo fine"]
+    volumeMounts:
+    - {name: tools, mountPath: /tools}
+    - {name: tools, mountPath: /sub, subPath: bin}
+  volumes:
+  - name: tools
+    image: {reference: busybox:e2e, pullPolicy: IfNotPresent}
+`)
+	c.pod(t, ns, "image", "succeeds", succeeded)
+	if got := c.logs(t, ns, "image"); got != "fine\n" {
+		t.Errorf("the container says %q", got)
+	}
+	c.kubectl(t, "-n", ns, "delete", "pod", "image")
 }
 
 func testDeletedClassStaysDeleted(t *testing.T, c *cluster) {
