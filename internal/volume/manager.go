@@ -153,12 +153,14 @@ func (m *Manager) content(pod *corev1.Pod, dir string, files map[string]file, me
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Mounted{}, fmt.Errorf("making the volume's folder: %w", err)
 	}
+	mode := os.ModeDir | 0o777
 	if memory && !m.opts.PlainFiles {
-		if err := mountMemory(dir, 0); err != nil {
+		if err := mountMemory(dir, 0, nil); err != nil {
 			return Mounted{}, err
 		}
+		mode |= os.ModeSticky
 	}
-	if err := os.Chmod(dir, 0o777|os.ModeDir); err != nil {
+	if err := os.Chmod(dir, mode); err != nil {
 		return Mounted{}, fmt.Errorf("setting the mode of the volume's folder: %w", err)
 	}
 	if err := writeAtomic(dir, files, group(pod)); err != nil {
@@ -167,39 +169,50 @@ func (m *Manager) content(pod *corev1.Pod, dir string, files map[string]file, me
 	return Mounted{HostPath: dir, ReadOnly: true}, nil
 }
 
-// emptyDir makes an empty folder, in memory if it says so. What is there stays.
+// emptyDir makes an empty folder, in memory if it says so. What is there stays as its
+// containers have made it.
 func (m *Manager) emptyDir(pod *corev1.Pod, source *corev1.EmptyDirVolumeSource, dir string) error {
-	if _, err := os.Stat(dir); err == nil && (source.Medium != corev1.StorageMediumMemory || m.opts.PlainFiles) {
-		return nil
+	if strings.HasPrefix(string(source.Medium), string(corev1.StorageMediumHugePages)) {
+		return errors.New("hugepages are not supported as an emptyDir medium by the node")
+	}
+	if source.Medium != corev1.StorageMediumMemory || m.opts.PlainFiles {
+		return makeEmpty(dir, group(pod))
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making the volume's folder: %w", err)
 	}
-	switch {
-	case source.Medium == corev1.StorageMediumMemory && !m.opts.PlainFiles:
-		size := int64(0)
-		if source.SizeLimit != nil {
-			size = source.SizeLimit.Value()
-		}
-		if limit := memoryLimit(pod); limit > 0 && (size == 0 || limit < size) {
-			size = limit
-		}
-		if err := mountMemory(dir, size); err != nil {
-			return err
-		}
-	case strings.HasPrefix(string(source.Medium), string(corev1.StorageMediumHugePages)):
-		return errors.New("hugepages are not supported as an emptyDir medium by the node")
+	size := int64(0)
+	if source.SizeLimit != nil {
+		size = source.SizeLimit.Value()
 	}
-	if err := os.Chmod(dir, 0o777|os.ModeDir); err != nil {
-		return fmt.Errorf("setting the mode of the volume's folder: %w", err)
+	if limit := memoryLimit(pod); limit > 0 && (size == 0 || limit < size) {
+		size = limit
 	}
-	if gid := group(pod); gid != nil {
-		if err := os.Chown(dir, -1, int(*gid)); err != nil {
+	return mountMemory(dir, size, group(pod))
+}
+
+// makeEmpty makes a folder with the mode and group of an emptyDir unless it is there. It gets its name
+// when it is as it should be, whenever a crash comes.
+func makeEmpty(dir string, gid *int64) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	unfinished := dir + "~"
+	if err := os.MkdirAll(unfinished, 0o755); err != nil {
+		return fmt.Errorf("making the volume's folder: %w", err)
+	}
+	mode := os.ModeDir | 0o777
+	if gid != nil {
+		if err := os.Chown(unfinished, -1, int(*gid)); err != nil {
 			return fmt.Errorf("giving the volume to its group: %w", err)
 		}
-		if err := os.Chmod(dir, 0o777|os.ModeDir|os.ModeSetgid); err != nil {
-			return fmt.Errorf("setting the mode of the volume's folder: %w", err)
-		}
+		mode |= os.ModeSetgid
+	}
+	if err := os.Chmod(unfinished, mode); err != nil {
+		return fmt.Errorf("setting the mode of the volume's folder: %w", err)
+	}
+	if err := os.Rename(unfinished, dir); err != nil {
+		return fmt.Errorf("naming the volume's folder: %w", err)
 	}
 	return nil
 }

@@ -15,15 +15,19 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// mountMemory mounts a tmpfs on dir unless one is there. size 0 is the kernel's default.
-func mountMemory(dir string, size int64) error {
+// mountMemory mounts a tmpfs on dir unless one is there. size 0 is the kernel's default; with a
+// group it belongs to that.
+func mountMemory(dir string, size int64, gid *int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == unix.TMPFS_MAGIC {
 		if mounted, err := mountinfo.Mounted(dir); err == nil && mounted {
 			return nil
 		}
 	}
-	options := "mode=0777"
+	options := "mode=1777" // the kernel's default, which the kubelet leaves
+	if gid != nil {
+		options = "mode=3777,gid=" + strconv.FormatInt(*gid, 10)
+	}
 	if size > 0 {
 		options += ",size=" + strconv.FormatInt(size, 10)
 	}

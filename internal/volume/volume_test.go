@@ -244,9 +244,23 @@ func TestEmptyDir(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for name, want := range map[string]os.FileMode{"disk": 0o777, "memory": 0o777 | os.ModeSticky} {
+		info, err := os.Stat(mounted[name].HostPath)
+		if err != nil || info.Mode()&^os.ModeDir != want {
+			t.Errorf("%s has mode %v, %v; want %v", name, info.Mode(), err, want)
+		}
+		if err := os.Chmod(mounted[name].HostPath, 0o700); err != nil { // as a container may
+			t.Fatal(err)
+		}
+	}
 	setUp(t, m, pod)
 	if read(t, filepath.Join(mounted["memory"].HostPath, "f")) != "x" {
 		t.Error("a second SetUp emptied the volume")
+	}
+	for _, name := range []string{"disk", "memory"} {
+		if info, err := os.Stat(mounted[name].HostPath); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("a second SetUp changed the mode of %s: %v, %v", name, info.Mode(), err)
+		}
 	}
 	if err := os.WriteFile(filepath.Join(mounted["memory"].HostPath, "big"), make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("more than the size limit could be written: %v", err)
