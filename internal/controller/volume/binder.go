@@ -122,8 +122,8 @@ func (b *Binder) reconcileClaim(ctx context.Context, key controller.Key) (time.D
 		return 0, err
 	}
 	plan := planClaim(facts)
-	if plan.unsupported != nil {
-		return 0, fmt.Errorf("finding a volume: %w", plan.unsupported)
+	if plan.err != nil {
+		return 0, fmt.Errorf("finding a volume: %w", plan.err)
 	}
 	b.tell(claim, plan.event)
 	switch {

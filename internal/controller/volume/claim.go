@@ -41,13 +41,13 @@ type claimFacts struct {
 
 // claimPlan is what is to be done about a claim, in this order.
 type claimPlan struct {
-	event       event // told whenever it is new
-	setClass    string
-	bind        *corev1.PersistentVolume // bind claim and volume to each other, each step if it is still to do
-	provision   bool
-	phase       corev1.PersistentVolumeClaimPhase // without a volume
-	onPhase     event                             // told if phase is new
-	unsupported error                             // to be tried again
+	event     event // told whenever it is new
+	setClass  string
+	bind      *corev1.PersistentVolume // bind claim and volume to each other, each step if it is still to do
+	provision bool
+	phase     corev1.PersistentVolumeClaimPhase // without a volume
+	onPhase   event                             // told if phase is new
+	err       error                             // to be tried again
 }
 
 // planClaim decides about a claim. Source: kubernetes, pkg/controller/volume/persistentvolume,
@@ -67,7 +67,7 @@ func planFree(f claimFacts) claimPlan {
 	delay := waits(f.class)
 	found, err := bestMatch(f.claim, f.others, delay)
 	if err != nil {
-		return claimPlan{unsupported: err}
+		return claimPlan{err: err}
 	}
 	if found != nil {
 		return claimPlan{bind: found}

@@ -71,6 +71,7 @@ func (x *index) setVolume(old, current *corev1.PersistentVolume) []controller.Ke
 		keys = append(keys, x.leaveNode(old)...)
 	}
 	if current == nil {
+		delete(x.told, old.UID)
 		return keys
 	}
 	keys = append(keys, controller.Key{Name: current.Name})
