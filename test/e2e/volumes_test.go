@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // keeper writes a line when it starts, and shows what was written before.
@@ -102,6 +104,7 @@ func TestVolumes(t *testing.T) {
 		}
 		return nil
 	})
+	testStatefulSet(t, c, ns)
 	testEphemeralVolume(t, c, ns)
 	testImageVolume(t, c, ns)
 	testDeletedClassStaysDeleted(t, c)
@@ -127,6 +130,49 @@ func (c *cluster) onlyFolder(t *testing.T) string {
 		t.Fatalf("folders of volumes: %v, %v; want one", entries, err)
 	}
 	return filepath.Join(c.dir, "volumes", entries[0].Name())
+}
+
+// testStatefulSet gives each pod a claim of its own, which outlives the pod and goes with the set.
+func testStatefulSet(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  replicas: 2
+  serviceName: db
+  persistentVolumeClaimRetentionPolicy: {whenDeleted: Delete, whenScaled: Retain}
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: db
+        image: busybox:e2e
+        command: [sh, -c, "echo $HOSTNAME >> /data/log; trap exit TERM; while :; do sleep 0.2; done"]
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOncePod], resources: {requests: {storage: 1Mi}}}
+`)
+	c.pod(t, ns, "db-1", "runs", running)
+	before := c.pod(t, ns, "db-0", "runs", running)
+	c.kubectl(t, "-n", ns, "delete", "pod", "db-0", "--grace-period=1")
+	c.pod(t, ns, "db-0", "runs again", func(pod *corev1.Pod) bool { return pod.UID != before.UID && running(pod) })
+	eventually(t, "the next db-0 has the data of the first", 20*time.Second, func() error {
+		if got := c.kubectl(t, "-n", ns, "exec", "db-0", "--", "cat", "/data/log"); got != "db-0\ndb-0\n" {
+			return fmt.Errorf("it reads %q", got)
+		}
+		return nil
+	})
+	c.kubectl(t, "-n", ns, "delete", "statefulset", "db")
+	eventually(t, "the claims and their data go with the set", time.Minute, func() error {
+		if entries, err := os.ReadDir(filepath.Join(c.dir, "volumes")); err != nil || len(entries) > 0 {
+			return fmt.Errorf("there are %v, %w", entries, err)
+		}
+		return nil
+	})
 }
 
 func testEphemeralVolume(t *testing.T, c *cluster, ns string) {
