@@ -10,6 +10,11 @@ func SuitePrograms() []upstream.Program {
 	}
 }
 
+// SuiteImages are the programs in the stand-ins for upstream's test images.
+func SuiteImages() []upstream.Program {
+	return []upstream.Program{{Name: "agnhost", Package: "k8s.io/kubernetes/test/images/agnhost"}}
+}
+
 // OldKubectl is the oldest kubectl that Gantry is tested with.
 const OldKubectl = "v1.32.2"
 

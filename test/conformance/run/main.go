@@ -28,6 +28,7 @@ type options struct {
 	procs              int
 	timeout            time.Duration
 	waiting, keep      bool
+	images             bool
 }
 
 func main() {
@@ -58,6 +59,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.procs, "procs", 4, "tests at once")
 	flags.DurationVar(&o.timeout, "timeout", time.Hour, "limit of the whole run")
 	flags.BoolVar(&o.waiting, "waiting", false, "also run what the list says waits for a controller")
+	flags.BoolVar(&o.images, "images", false, "give the node stand-ins for upstream's test images, for tests that run pods")
 	flags.BoolVar(&o.keep, "keep", false, "leave the cluster there in the end")
 	return o, flags.Parse(args)
 }
@@ -91,6 +93,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		defer func() { finish(c, o, stderr) }()
 		suite.Kubeconfig, suite.Command = c.Kubeconfig(), c.Command
+		if err := loadImages(ctx, c, o, stderr); err != nil {
+			return err
+		}
 	}
 	for _, path := range []*string{&suite.Kubectl, &suite.Kubeconfig, &suite.Out} {
 		if *path, err = filepath.Abs(*path); err != nil {
@@ -112,6 +117,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("the suite's log is %s", filepath.Join(suite.Out, "e2e.log"))
 	}
 	return nil
+}
+
+// loadImages gives the node what pods of the suite run, if asked to.
+func loadImages(ctx context.Context, c *cluster.Cluster, o options, stderr io.Writer) error {
+	if !o.images {
+		return nil
+	}
+	dir, err := upstream.Build(ctx, upstream.BuildOptions{
+		Module: o.module, Cache: o.cache, Programs: conformance.SuiteImages(), Log: stderr,
+	})
+	if err != nil {
+		return err
+	}
+	return c.LoadSuiteImages(ctx, filepath.Join(dir, "agnhost"))
 }
 
 // readList reads the list, unless a focus stands in for it.
