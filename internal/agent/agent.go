@@ -108,6 +108,7 @@ type Options struct {
 	CgroupRoot    string   // cgroup under which kubepods lies, default "/"
 	PluginRoots   []string // folders for the sockets of device plugins, see device.Options; none: no plugins
 	DeviceFile    string   // which pod holds which device; default PodsDir/../devices.json
+	RangeFile     string   // the node's pod ranges, for static pods before the API is there; default PodsDir/../pod-ranges
 	SeccompDir    string   // Localhost seccomp profiles, default PodsDir/../seccomp
 	ResolvConf    string   // the node's own, default /etc/resolv.conf
 	HostsFile     string   // the node's own, default /etc/hosts
@@ -158,6 +159,7 @@ func (o *Options) complete() error {
 	o.CgroupRoot = cmp.Or(o.CgroupRoot, "/")
 	o.SeccompDir = cmp.Or(o.SeccompDir, filepath.Join(filepath.Dir(o.PodsDir), "seccomp"))
 	o.DeviceFile = cmp.Or(o.DeviceFile, filepath.Join(filepath.Dir(o.PodsDir), "devices.json"))
+	o.RangeFile = cmp.Or(o.RangeFile, filepath.Join(filepath.Dir(o.PodsDir), "pod-ranges"))
 	o.ResolvConf = cmp.Or(o.ResolvConf, "/etc/resolv.conf")
 	o.HostsFile = cmp.Or(o.HostsFile, "/etc/hosts")
 	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
@@ -199,6 +201,7 @@ type Agent struct {
 	images    Images
 	network   PodNetwork
 	volumes   Volumes
+	static    StaticPods
 	log       *slog.Logger
 
 	capacity corev1.ResourceList
@@ -209,6 +212,7 @@ type Agent struct {
 	probes   *prober
 	stats    *stats.Reader
 	devices  *device.Manager
+	statics  *statics
 	nodeNews chan struct{} // the node's status has changed
 
 	podCIDRs   atomic.Pointer[[]string]  // of the node; nil until the API has assigned them
@@ -234,6 +238,7 @@ type Parts struct {
 	Images    Images
 	Network   PodNetwork
 	Volumes   Volumes
+	Static    StaticPods // nil: none
 }
 
 // New checks opts and returns an Agent that has started nothing; call Run.
@@ -266,6 +271,8 @@ func New(parts Parts, opts Options) (*Agent, error) {
 	if a.devices, err = a.newDevices(); err != nil {
 		return nil, err
 	}
+	a.static = parts.Static
+	a.statics = newStatics(a)
 	a.puller = newPuller(a)
 	a.statuses = newStatusWriter(a)
 	a.probes = newProber(a)
@@ -293,14 +300,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	a.running = true
 	a.mu.Unlock()
-	for _, f := range []func(context.Context){a.events.run, a.runDevices, a.runNode, a.runLease, a.statuses.run} {
+	for _, f := range []func(context.Context){a.events.run, a.runDevices, a.statics.run, a.runNode, a.runLease, a.statuses.run} {
 		a.spawn(f)
 	}
+	group.Go(func() error { return a.dispatchRuntimeEvents(ctx, runtimeEvents) })
+	a.recallRanges()
+	a.statics.start(a.static, sandboxes)
 	if err := a.watch(ctx, sandboxes); err != nil {
 		a.stopWorkers()
 		return errors.Join(err, ignoreCancel(ctx, group.Wait()))
 	}
-	group.Go(func() error { return a.dispatchRuntimeEvents(ctx, runtimeEvents) })
 	if !a.opts.DisableCollection {
 		a.spawn(a.runCollection)
 		group.Go(func() error { return a.stats.Run(ctx) })

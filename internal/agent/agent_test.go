@@ -29,6 +29,9 @@ type rig struct {
 	opts    Options
 	agent   *Agent
 	stop    func()
+
+	static    StaticPods
+	informers Informers // nil: api
 }
 
 // bubble runs a test on a node whose agent runs.
@@ -59,7 +62,13 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 func (r *rig) start() {
 	r.t.Helper()
-	a, err := New(Parts{Client: r.api, Informers: r.api, Runtime: r.runtime, Images: r.images, Network: r.network, Volumes: agenttest.Volumes{}}, r.opts)
+	var informers Informers = r.api
+	if r.informers != nil {
+		informers = r.informers
+	}
+	a, err := New(Parts{
+		Client: r.api, Informers: informers, Runtime: r.runtime, Images: r.images, Network: r.network, Volumes: agenttest.Volumes{}, Static: r.static,
+	}, r.opts)
 	if err != nil {
 		r.t.Fatal(err)
 	}

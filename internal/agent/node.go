@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -19,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/durable"
 	"gantry.dev/gantry/internal/lifecycle"
 )
 
@@ -43,8 +46,31 @@ func (a *Agent) nodeChanged(object client.Object) {
 		return
 	}
 	ranges = slices.Clone(ranges)
+	if known := a.podCIDRs.Load(); known == nil || !slices.Equal(*known, ranges) {
+		a.keepRanges(ranges)
+	}
 	a.podCIDRs.Store(&ranges)
 	a.cidrs.Do(func() { close(a.cidrSet) })
+}
+
+// keepRanges writes the node's pod ranges down, so that static pods can be connected before the
+// API is there again.
+func (a *Agent) keepRanges(ranges []string) {
+	if a.static == nil {
+		return
+	}
+	if err := durable.WriteFile(a.opts.RangeFile, []byte(strings.Join(ranges, "\n")), 0o600); err != nil {
+		a.log.Warn("cannot write down the node's pod ranges", "error", err)
+	}
+}
+
+// recallRanges takes the pod ranges that the node had last.
+func (a *Agent) recallRanges() {
+	text, err := os.ReadFile(a.opts.RangeFile)
+	if ranges := strings.Fields(string(text)); err == nil && len(ranges) > 0 && a.static != nil {
+		a.podCIDRs.Store(&ranges)
+		a.cidrs.Do(func() { close(a.cidrSet) })
+	}
 }
 
 // runNode registers the node, then reports its status when it has changed, and at least so

@@ -66,6 +66,10 @@ func (a *Agent) podChanged(object client.Object, known map[types.UID]container.S
 	if !ok || pod.Spec.NodeName != a.opts.NodeName {
 		return
 	}
+	if isMirror(pod) {
+		a.statics.mirrorChanged(pod)
+		return
+	}
 	a.mu.Lock()
 	w := a.workers[pod.UID]
 	if w == nil {
@@ -82,6 +86,10 @@ func (a *Agent) podChanged(object client.Object, known map[types.UID]container.S
 func (a *Agent) podDeleted(object client.Object) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok || pod.Spec.NodeName != a.opts.NodeName {
+		return
+	}
+	if isMirror(pod) {
+		a.statics.queue.Add(nameOf(pod))
 		return
 	}
 	a.mu.Lock()
@@ -120,6 +128,9 @@ func (a *Agent) removeOrphans(ctx context.Context, sandboxes []container.Sandbox
 		if known {
 			keep = append(keep, s.Sandbox.ID)
 			continue
+		}
+		if a.statics.isOrphan(uid) {
+			continue // on its way out already
 		}
 		a.spawn(func(ctx context.Context) { a.removeOrphan(ctx, s) })
 	}
@@ -184,9 +195,12 @@ func (a *Agent) knows(uid types.UID) bool {
 // forget drops a worker that has nothing left to do.
 func (a *Agent) forget(w *worker) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.workers[w.uid] == w {
 		delete(a.workers, w.uid)
+	}
+	a.mu.Unlock()
+	if w.static.Name != "" {
+		a.statics.next(w.static)
 	}
 }
 
@@ -224,6 +238,9 @@ func (a *Agent) Pod(namespace, name string) (*corev1.Pod, bool) {
 
 // gone reports whether the API says that a pod of that UID is no more.
 func (a *Agent) gone(ctx context.Context, pod *corev1.Pod) bool {
+	if isStatic(pod) {
+		return false // its file says when it goes
+	}
 	var current corev1.Pod
 	err := a.client.Get(ctx, client.ObjectKeyFromObject(pod), &current)
 	return apierrors.IsNotFound(err) || err == nil && current.UID != pod.UID

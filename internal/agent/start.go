@@ -235,6 +235,9 @@ func (w *worker) config(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Container) (env []string, asked bool, err error) {
 	a := w.agent
 	services, err := a.services(ctx, pod)
+	if err != nil && isStatic(pod) && unreachable(err) {
+		err = nil // such a pod may be what brings the API up
+	}
 	if err != nil {
 		return nil, !unreachable(err), err
 	}

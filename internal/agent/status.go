@@ -60,6 +60,9 @@ func (s *statusWriter) set(w *worker, pod *corev1.Pod, status corev1.PodStatus, 
 	}
 }
 
+// again has the newest status of a pod written once more: its mirror was made anew.
+func (s *statusWriter) again(uid types.UID) { s.queue.Add(uid) }
+
 func (s *statusWriter) forget(uid types.UID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +107,11 @@ func (s *statusWriter) write(ctx context.Context, want wantedStatus) error {
 	c := s.agent.client
 	var current corev1.Pod
 	err := c.Get(ctx, client.ObjectKeyFromObject(want.pod), &current)
-	if apierrors.IsNotFound(err) || err == nil && current.UID != want.pod.UID {
+	static := isStatic(want.pod)
+	if static && (apierrors.IsNotFound(err) || err == nil && !mirrors(&current, want.pod)) {
+		return nil // written when its mirror is there
+	}
+	if apierrors.IsNotFound(err) || err == nil && current.UID != want.pod.UID && !static {
 		s.forget(want.pod.UID)
 		return nil
 	}
@@ -129,7 +136,7 @@ func (s *statusWriter) write(ctx context.Context, want wantedStatus) error {
 		phase = target.Status.Phase
 		current.DeletionTimestamp = target.DeletionTimestamp
 	}
-	if current.DeletionTimestamp == nil || !want.ended || !podstatus.Terminal(phase) {
+	if static || current.DeletionTimestamp == nil || !want.ended || !podstatus.Terminal(phase) {
 		return nil
 	}
 	uid, grace := current.UID, int64(0)

@@ -27,6 +27,11 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod, removed bool) (time.
 	if err := w.observe(ctx, pod); err != nil {
 		return 0, err
 	}
+	if w.static.Name != "" && w.firstLook() {
+		if status := w.agent.statics.finished(ctx, pod); status != nil {
+			w.finished, w.reported = true, status
+		}
+	}
 	if removed || pod.DeletionTimestamp != nil || podstatus.Terminal(pod.Status.Phase) || w.finished {
 		return w.terminate(ctx, pod, removed)
 	}
@@ -379,6 +384,9 @@ func (w *worker) sandboxSpec(pod *corev1.Pod) container.Sandbox {
 		Annotations: map[string]string{
 			annotationIPs: strings.Join(w.ips, ","),
 		},
+	}
+	if w.static.Name != "" {
+		s.Annotations[annotationSource] = sourceFile
 	}
 	if !pod.Spec.HostNetwork {
 		s.NetNSPath = *w.namespace.Load()

@@ -32,6 +32,9 @@ const (
 type worker struct {
 	agent *Agent
 	uid   types.UID
+	// static is the name of a static pod, empty for one of the API. It does not change.
+	static types.NamespacedName
+
 	stale atomic.Bool // the runtime has news
 	dirty atomic.Bool // a ConfigMap or Secret of the pod has changed
 
@@ -176,6 +179,20 @@ func (w *worker) remove() {
 	}
 	w.mu.Unlock()
 	w.notify()
+}
+
+// firstLook reports whether nothing was made of the pod's status yet.
+func (w *worker) firstLook() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reported == nil
+}
+
+// isRemoved reports whether the pod is to end for good.
+func (w *worker) isRemoved() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.removed
 }
 
 // keepOn makes the rest of the present sync one that changes of the pod do not end early.

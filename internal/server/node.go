@@ -22,6 +22,8 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/agent"
+	"gantry.dev/gantry/internal/agent/static"
+	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container/containerd"
@@ -151,10 +153,16 @@ func (n *node) buildAgent() error {
 	if err != nil {
 		return err
 	}
+	manifests, err := static.New(static.Options{Path: c.Manifests, Logger: n.opts.logger, Decode: func(data []byte, file string) (*corev1.Pod, error) {
+		return registry.DecodeStaticPod(data, file, n.opts.identity.Name)
+	}})
+	if err != nil {
+		return err
+	}
 	root, _ := runtimeDirs(c)
 	n.agent, err = agent.New(agent.Parts{
 		Client: api, Informers: nodeInformers{own: own, all: all}, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
-		Network: n.network, Volumes: volumes,
+		Network: n.network, Volumes: volumes, Static: manifests,
 	}, agent.Options{
 		NodeName: n.opts.identity.Name, NodeUID: types.UID(n.opts.identity.UID), NodeIPs: []string{n.opts.nodeIP.String()},
 		PodsDir: c.Path("pods"), LogDir: c.Path("log", "pods"), ImageDir: root,

@@ -52,7 +52,7 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("/tmp", "gc-") // short: a socket's path has 108 bytes at most
+	dir, err := os.MkdirTemp(tempDir(), "gc-")
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cluster: make the data dir: %w", err), m.remove())
 	}
@@ -61,6 +61,14 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 		return nil, errors.Join(err, c.Remove(context.WithoutCancel(ctx)))
 	}
 	return c, nil
+}
+
+// tempDir is $TMPDIR unless that is long: a socket's path has 108 bytes at most.
+func tempDir() string {
+	if dir := os.TempDir(); len(dir) <= 16 {
+		return dir
+	}
+	return "/tmp"
 }
 
 // Up starts the node, also after Kill, and waits until it is ready.
