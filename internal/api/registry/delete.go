@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,14 +32,24 @@ func (r *Resource) Delete(ctx context.Context, namespace, name string, opts *met
 		warn(ctx, opts)
 	}
 	key := r.def.stored.Key(namespace, name)
+	var marked *store.Entry // by this call, for removal at once
 	for ctx.Err() == nil {
 		current, err := r.store.Get(r.def.stored.Name, key)
-		if err != nil {
+		if err != nil && marked == nil {
 			return DeleteResult{}, statusError(err, r.Resource.GroupResource(), name)
 		}
-		result, again, err := r.deleteOnce(ctx, namespace, key, current, opts)
+		var result DeleteResult
+		var again bool
+		if err == nil {
+			result, again, err = r.deleteOnce(ctx, namespace, key, current, opts)
+		}
 		if again {
+			marked = cmp.Or(result.Entry, marked)
 			continue
+		}
+		if marked != nil && (apierrors.IsNotFound(err) || errors.Is(err, store.ErrNotFound)) {
+			// A node that saw the mark was quicker: what was asked for is done.
+			result, err = DeleteResult{Entry: marked, Done: true, ReturnsObject: r.def.returnDeleted}, nil
 		}
 		if err == nil {
 			result.Entry, err = r.view(result.Entry)
@@ -86,7 +97,11 @@ func (r *Resource) deleteOnce(ctx context.Context, namespace, key string, curren
 			return DeleteResult{Entry: current}, again, err
 		}
 	}
-	return r.remove(ctx, key, current, opts)
+	result, again, err = r.remove(ctx, key, current, opts)
+	if mark && (again || apierrors.IsNotFound(err)) {
+		return DeleteResult{Entry: current}, true, nil
+	}
+	return result, again, err
 }
 
 // planDelete marks internal as upstream's strategies would. mark says that the marked object
