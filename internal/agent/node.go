@@ -245,6 +245,7 @@ func (a *Agent) fillStatus(ctx context.Context, status *corev1.NodeStatus, old c
 	status.NodeInfo = a.nodeInfo()
 	status.RuntimeHandlers = []corev1.NodeRuntimeHandler{
 		{Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: ptr(true), UserNamespaces: ptr(false)}},
+		{Name: handlerGantry, Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: ptr(true), UserNamespaces: ptr(false)}},
 		{Name: "runc", Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: ptr(true), UserNamespaces: ptr(false)}},
 	}
 	status.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: ptr(true)}

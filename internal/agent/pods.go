@@ -89,7 +89,7 @@ func (a *Agent) podDeleted(object client.Object) {
 		return
 	}
 	if isMirror(pod) {
-		a.statics.queue.Add(nameOf(pod))
+		a.statics.mirrorDeleted(pod)
 		return
 	}
 	a.mu.Lock()

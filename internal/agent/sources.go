@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -43,13 +44,29 @@ func (a *Agent) services(ctx context.Context, pod *corev1.Pod) ([]corev1.Service
 	return list.Items, nil
 }
 
-// runtimeHandler maps a RuntimeClass to the runtime's word for it. Admission has checked that
-// the class exists; the two that a node has are named after their handlers.
-func (a *Agent) runtimeHandler(class string) string {
-	if class == "gantry" {
-		return ""
+// handlerGantry names the runtime handler that pods have without a RuntimeClass.
+const handlerGantry = "gantry"
+
+// runtimeHandler is the runtime's word for a pod's RuntimeClass. A class cannot change, and one
+// that was deleted matters to new pods only: what was found once stays.
+func (w *worker) runtimeHandler(ctx context.Context, pod *corev1.Pod) (string, error) {
+	name := pod.Spec.RuntimeClassName
+	if name == nil || *name == "" {
+		return "", nil
 	}
-	return class
+	if w.handler != nil {
+		return *w.handler, nil
+	}
+	var class nodev1.RuntimeClass
+	if err := w.agent.client.Get(ctx, client.ObjectKey{Name: *name}, &class); err != nil {
+		return "", fmt.Errorf("failed to get sandbox runtime: %w", err)
+	}
+	handler := class.Handler
+	if handler == handlerGantry {
+		handler = ""
+	}
+	w.handler = &handler
+	return handler, nil
 }
 
 // refersTo reports whether a pod's volumes or environment name a ConfigMap or Secret.

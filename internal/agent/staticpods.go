@@ -59,6 +59,7 @@ type statics struct {
 
 	mu      sync.Mutex // guards the fields below; taken before agent.mu
 	wanted  map[types.NamespacedName]*corev1.Pod
+	shown   map[types.NamespacedName]*corev1.Pod  // mirrors that the API has; a node may not ask for those it has not
 	leaving map[types.NamespacedName]int          // sandboxes of an earlier pod of the name that are being removed
 	orphans map[types.UID]bool                    // their pods
 	known   map[types.UID]container.SandboxStatus // what the runtime had when the agent started
@@ -69,7 +70,7 @@ func newStatics(a *Agent) *statics {
 		agent: a,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](100*time.Millisecond, 10*time.Second)),
-		wanted: map[types.NamespacedName]*corev1.Pod{}, leaving: map[types.NamespacedName]int{}, orphans: map[types.UID]bool{},
+		wanted: map[types.NamespacedName]*corev1.Pod{}, shown: map[types.NamespacedName]*corev1.Pod{}, leaving: map[types.NamespacedName]int{}, orphans: map[types.UID]bool{},
 	}
 }
 
@@ -205,19 +206,18 @@ func (s *statics) run(ctx context.Context) {
 // again, one of a pod that is no more goes.
 func (s *statics) reconcile(ctx context.Context, name types.NamespacedName) error {
 	c := s.agent.client
+	if !s.agent.synced.Load() {
+		return errors.New("the API's pods are not known yet")
+	}
 	pod, ending := s.running(name)
-	var mirror corev1.Pod
-	err := c.Get(ctx, name, &mirror)
-	exists := err == nil
-	if err != nil && !apierrors.IsNotFound(err) {
-		return err
+	if ending {
+		return nil // shown until it has ended
 	}
-	if exists && !isMirror(&mirror) || ending {
-		return nil // a pod of the API has the name; or the end is shown until it is reached
-	}
-	if exists && (pod == nil || mirror.DeletionTimestamp != nil || !mirrors(&mirror, pod)) {
+	mirror := s.mirror(name)
+	exists := mirror != nil
+	if exists && (pod == nil || mirror.DeletionTimestamp != nil || !mirrors(mirror, pod)) {
 		uid, grace := mirror.UID, int64(0)
-		err := c.Delete(ctx, &mirror, &client.DeleteOptions{GracePeriodSeconds: &grace, Preconditions: &metav1.Preconditions{UID: &uid}})
+		err := c.Delete(ctx, mirror.DeepCopy(), &client.DeleteOptions{GracePeriodSeconds: &grace, Preconditions: &metav1.Preconditions{UID: &uid}})
 		if err = isGone(err); err != nil {
 			return fmt.Errorf("deleting the mirror: %w", err)
 		}
@@ -267,12 +267,36 @@ func (s *statics) create(ctx context.Context, pod *corev1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("creating the mirror: %w", err)
 	}
-	a.statuses.again(pod.UID)
 	return nil
+}
+
+// mirror is the mirror of that name that the API has; nil is none.
+func (s *statics) mirror(name types.NamespacedName) *corev1.Pod {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shown[name]
+}
+
+// mirrorDeleted forgets a mirror, and has it made again if its pod is there.
+func (s *statics) mirrorDeleted(mirror *corev1.Pod) {
+	name := nameOf(mirror)
+	s.mu.Lock()
+	if known := s.shown[name]; known != nil && known.UID == mirror.UID {
+		delete(s.shown, name)
+	}
+	s.mu.Unlock()
+	s.queue.Add(name)
 }
 
 // mirrorChanged looks at a mirror that the API tells of.
 func (s *statics) mirrorChanged(mirror *corev1.Pod) {
+	s.mu.Lock()
+	before := s.shown[nameOf(mirror)]
+	s.shown[nameOf(mirror)] = mirror
+	s.mu.Unlock()
+	if pod, _ := s.running(nameOf(mirror)); pod != nil && (before == nil || before.UID != mirror.UID) {
+		s.agent.statuses.again(pod.UID)
+	}
 	if pod, _ := s.running(nameOf(mirror)); pod == nil || mirror.DeletionTimestamp != nil || !mirrors(mirror, pod) {
 		s.queue.Add(nameOf(mirror))
 	}

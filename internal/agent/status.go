@@ -105,11 +105,14 @@ func (s *statusWriter) next(ctx context.Context, uid types.UID) {
 
 func (s *statusWriter) write(ctx context.Context, want wantedStatus) error {
 	c := s.agent.client
+	static := isStatic(want.pod)
+	if static && s.agent.statics.mirror(nameOf(want.pod)) == nil {
+		return nil // written when its mirror is there
+	}
 	var current corev1.Pod
 	err := c.Get(ctx, client.ObjectKeyFromObject(want.pod), &current)
-	static := isStatic(want.pod)
 	if static && (apierrors.IsNotFound(err) || err == nil && !mirrors(&current, want.pod)) {
-		return nil // written when its mirror is there
+		return nil
 	}
 	if apierrors.IsNotFound(err) || err == nil && current.UID != want.pod.UID && !static {
 		s.forget(want.pod.UID)

@@ -330,7 +330,12 @@ func (w *worker) makeSandbox(ctx context.Context, pod *corev1.Pod) error {
 				return err
 			}
 		}
-		return a.runtime.EnsureSandbox(ctx, w.sandboxSpec(pod))
+		spec := w.sandboxSpec(pod)
+		var err error
+		if spec.Runtime, err = w.runtimeHandler(ctx, pod); err != nil {
+			return err
+		}
+		return a.runtime.EnsureSandbox(ctx, spec)
 	}()
 	if err != nil {
 		if ctx.Err() == nil {
@@ -394,9 +399,6 @@ func (w *worker) sandboxSpec(pod *corev1.Pod) container.Sandbox {
 		if pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN && s.Domain != "" {
 			s.Hostname += "." + s.Domain
 		}
-	}
-	if pod.Spec.RuntimeClassName != nil {
-		s.Runtime = a.runtimeHandler(*pod.Spec.RuntimeClassName)
 	}
 	if sc := pod.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
 		s.Sysctls = map[string]string{}

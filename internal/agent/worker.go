@@ -53,8 +53,9 @@ type worker struct {
 	killed   map[string]bool    // containers whose stop was begun
 
 	// The fields below belong to the goroutine.
-	sandbox   bool // the sandbox and its network were made or found alive
-	seenPod   bool // something of the pod was found in or given to the runtime
+	sandbox   bool    // the sandbox and its network were made or found alive
+	handler   *string // of the pod's RuntimeClass; nil until it was looked up
+	seenPod   bool    // something of the pod was found in or given to the runtime
 	ips       []string
 	observed  podstatus.Observed
 	volumes   map[string]volume.Mounted
@@ -93,6 +94,7 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 // adopt takes over a sandbox that an earlier agent has made.
 func (w *worker) adopt(s container.SandboxStatus) {
 	w.seenPod, w.admitted = true, true
+	w.handler = &s.Sandbox.Runtime
 	if path := s.Sandbox.NetNSPath; path != "" {
 		w.namespace.Store(&path)
 	}

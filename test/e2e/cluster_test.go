@@ -32,13 +32,21 @@ type cluster struct {
 func newCluster(t *testing.T, flags ...string) *cluster {
 	t.Helper()
 	m := newMachine(t)
-	dir, err := os.MkdirTemp("/tmp", "ge-") // not t.TempDir: a socket's path has 108 bytes at most
+	dir, err := os.MkdirTemp(shortTempDir(), "ge-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &cluster{machine: m, dir: dir, extra: flags}
 	t.Cleanup(func() { c.remove(t) })
 	return c
+}
+
+// shortTempDir is $TMPDIR unless that is long: a socket's path has 108 bytes at most.
+func shortTempDir() string {
+	if dir := os.TempDir(); len(dir) <= 16 {
+		return dir
+	}
+	return "/tmp"
 }
 
 // remove takes the cluster away, by force if need be, and says what the force was needed for.

@@ -68,7 +68,7 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 		return errors.New("make sandbox: it has no ID")
 	}
 	if spec.Runtime != handlerShim && (spec.Runtime != handlerRunc || r.opts.RuncShim == "") {
-		return fmt.Errorf("make sandbox %s: runtime handler %q is not known", spec.ID, spec.Runtime)
+		return fmt.Errorf("failed to get sandbox runtime: no runtime for %q is configured", spec.Runtime)
 	}
 	r.mu.Lock()
 	sb := r.sandboxes[spec.ID]
