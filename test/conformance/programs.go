@@ -12,7 +12,10 @@ func SuitePrograms() []upstream.Program {
 
 // SuiteImages are the programs in the stand-ins for upstream's test images.
 func SuiteImages() []upstream.Program {
-	return []upstream.Program{{Name: "agnhost", Package: "k8s.io/kubernetes/test/images/agnhost"}}
+	return []upstream.Program{
+		{Name: "agnhost", Package: "k8s.io/kubernetes/test/images/agnhost"},
+		{Name: "nnp", Package: "k8s.io/kubernetes/test/images/nonewprivs"},
+	}
 }
 
 // OldKubectl is the oldest kubectl that Gantry is tested with.

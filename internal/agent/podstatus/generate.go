@@ -71,6 +71,9 @@ func Generate(in Input) corev1.PodStatus {
 	}
 	status.EphemeralContainerStatuses = in.statuses(ephemeral, old.EphemeralContainerStatuses, false)
 
+	if in.Ended {
+		markUnknown(pod, &status)
+	}
 	in.markProbes(&status)
 	in.setPhase(&status)
 	status.Conditions = conditions(pod, in.Observed.HasSandbox, &status)
@@ -157,16 +160,57 @@ func (in Input) statuses(containers []corev1.Container, old []corev1.ContainerSt
 			}
 			status.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: waiting.Reason, Message: waiting.Message}}
 		}
-		if in.Ended && status.State.Terminated == nil && (!init || status.State.Running != nil) {
-			status.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+		list = append(list, status)
+	}
+	return list
+}
+
+// markUnknown sets how containers of a pod that has ended have ended when nothing says so. Those
+// that the pod never came to stay as they are: app containers unless the init containers were
+// done, and the init containers after the last that was tried.
+func markUnknown(pod *corev1.Pod, status *corev1.PodStatus) {
+	lost := func(s *corev1.ContainerStatus) {
+		if s.State.Terminated == nil {
+			s.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
 				Reason:   "ContainerStatusUnknown",
 				Message:  "The container could not be located when the pod was terminated",
 				ExitCode: 137,
 			}}
 		}
-		list = append(list, status)
 	}
-	return list
+	tried := func(s corev1.ContainerStatus) bool { return s.State.Waiting == nil || s.LastTerminationState.Terminated != nil }
+	if len(pod.Spec.InitContainers) == 0 || slices.ContainsFunc(status.ContainerStatuses, tried) || initDone(pod, status) {
+		for i := range status.ContainerStatuses {
+			lost(&status.ContainerStatuses[i])
+		}
+	}
+	last := 0 // the first counts as tried
+	for i, s := range status.InitContainerStatuses {
+		if tried(s) {
+			last = i
+		}
+	}
+	for i := range status.InitContainerStatuses[:min(last+1, len(status.InitContainerStatuses))] {
+		lost(&status.InitContainerStatuses[i])
+	}
+}
+
+// initDone reports whether the last init container has succeeded, or started if it is a sidecar.
+func initDone(pod *corev1.Pod, status *corev1.PodStatus) bool {
+	n := len(status.InitContainerStatuses)
+	if n == 0 {
+		return false
+	}
+	s := &status.InitContainerStatuses[n-1]
+	if Restartable(&pod.Spec.InitContainers[n-1]) {
+		return s.State.Running != nil && s.Started != nil && *s.Started
+	}
+	for _, end := range []*corev1.ContainerStateTerminated{s.LastTerminationState.Terminated, s.State.Terminated} {
+		if end != nil && end.ExitCode == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // missedInit fills in for an init container that has succeeded and was collected.

@@ -111,7 +111,8 @@ func (w *Writer) Copy(stream string, src io.Reader, tee func([]byte)) error {
 			tee(line)
 		}
 		if len(line) > 0 {
-			out = appendLine(out, time.Now(), stream, line, errors.Is(err, bufio.ErrBufferFull))
+			// Output that ends without a newline is a line in part: readers add none then.
+			out = appendLine(out, time.Now(), stream, line, line[len(line)-1] != '\n')
 		}
 		ended := err != nil && !errors.Is(err, bufio.ErrBufferFull)
 		// Write once for all lines that one read brought in.

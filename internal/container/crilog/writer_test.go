@@ -16,7 +16,7 @@ func TestCopyFormat(t *testing.T) {
 		want []string // tag and text of each line
 	}{
 		"lines":             {"one\ntwo\n", []string{"F one", "F two"}},
-		"no newline at end": {"one", []string{"F one"}},
+		"no newline at end": {"one", []string{"P one"}},
 		"empty line":        {"\n", []string{"F "}},
 		"long line":         {long + "\n", []string{"P " + long[:MaxLine], "F " + long[MaxLine:]}},
 		"nothing":           {"", nil},

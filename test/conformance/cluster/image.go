@@ -5,6 +5,7 @@ package cluster
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type image struct {
 	entrypoint []string
 	cmd        []string
 	user       string
+	mode       int64 // of the programs; default 0755
 }
 
 // LoadBusybox gives the node an image with this machine's static busybox, so that pods with a
@@ -42,12 +44,12 @@ func (c *Cluster) LoadBusybox(ctx context.Context) error {
 }
 
 // LoadSuiteImages gives the node stand-ins for the images that most of upstream's tests use, under
-// their names: agnhost is built from upstream's source, the others are it or busybox. What they do
+// their names. dir holds upstream's programs: agnhost is built from upstream's source, the others are it or busybox. What they do
 // not have: a shell that hands on variables whose names are no identifiers (Debian's busybox drops
 // them; two tests of ConfigMap and Secret variables fail for it), and programs of other images.
-func (c *Cluster) LoadSuiteImages(ctx context.Context, agnhost string) error {
+func (c *Cluster) LoadSuiteImages(ctx context.Context, dir string) error {
 	const registry = "registry.k8s.io/e2e-test-images/"
-	programs := map[string]string{"agnhost": agnhost}
+	programs := map[string]string{"agnhost": filepath.Join(dir, "agnhost")}
 	server := []string{"/agnhost", "netexec", "--http-port=80", "--udp-port=-1"}
 	for _, i := range []image{
 		{names: []string{registry + "agnhost:2.63.0", registry + "agnhost:2.55"}, programs: programs, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"}},
@@ -55,6 +57,7 @@ func (c *Cluster) LoadSuiteImages(ctx context.Context, agnhost string) error {
 		{names: []string{"registry.k8s.io/pause:3.10.2", "registry.k8s.io/pause:3.10.1"}, programs: programs, entrypoint: []string{"/agnhost", "pause"}},
 		{names: []string{registry + "nginx:1.15-4", registry + "nginx:1.27-0", registry + "httpd:2.4.38-4", registry + "httpd:2.4.39-4"}, programs: programs, cmd: server},
 		{names: []string{registry + "nonroot:1.5"}, cmd: []string{"sh", "-c", "id -u"}, user: "1234"},
+		{names: []string{registry + "nonewprivs:1.4"}, programs: map[string]string{"bin/nnp": filepath.Join(dir, "nnp")}, cmd: []string{"nnp"}, mode: 0o4755},
 		{names: []string{registry + "ipc-utils:1.4"}, cmd: []string{"sh"}},
 	} {
 		if err := c.load(ctx, i); err != nil {
@@ -167,8 +170,8 @@ func (i image) layer(busybox []byte, applets []string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: target, Mode: 0o755}, program),
-			put(tar.Header{Typeflag: tar.TypeSymlink, Name: target + "-2", Linkname: target, Mode: 0o777}, nil))
+		errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: target, Mode: cmp.Or(i.mode, 0o755)}, program),
+			put(tar.Header{Typeflag: tar.TypeSymlink, Name: target + "-2", Linkname: filepath.Base(target), Mode: 0o777}, nil))
 	}
 	if err := errors.Join(append(errs, w.Close())...); err != nil {
 		return nil, err

@@ -130,7 +130,7 @@ func loadImages(ctx context.Context, c *cluster.Cluster, o options, stderr io.Wr
 	if err != nil {
 		return err
 	}
-	return c.LoadSuiteImages(ctx, filepath.Join(dir, "agnhost"))
+	return c.LoadSuiteImages(ctx, dir)
 }
 
 // readList reads the list, unless a focus stands in for it.
