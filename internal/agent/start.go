@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -259,6 +260,7 @@ func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Con
 			object, err := a.secret(ctx, pod.Namespace, name)
 			return object, note(err)
 		},
+		File: w.volumeFile,
 	})
 	if err != nil {
 		return nil, asked, err
@@ -272,6 +274,20 @@ func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Con
 		base = append(base, "TERM=xterm")
 	}
 	return append(base, env...), true, nil
+}
+
+// volumeFile opens a file of one of the pod's volumes. Links that lead out of it are refused.
+func (w *worker) volumeFile(name, path string) (io.ReadCloser, error) {
+	v, ok := w.volumes[name]
+	if !ok {
+		return nil, fmt.Errorf("cannot find the volume %q referenced by FileKeyRef", name)
+	}
+	root, err := os.OpenRoot(v.HostPath)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	return root.Open(path)
 }
 
 func (w *worker) podIPs(pod *corev1.Pod) []string {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -329,6 +330,9 @@ func (w *worker) makeSandbox(ctx context.Context, pod *corev1.Pod) error {
 			if err := w.connect(ctx, pod); err != nil {
 				return err
 			}
+		}
+		if pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers {
+			return errors.New("the node's runtime does not support user namespaces: hostUsers must not be false")
 		}
 		spec := w.sandboxSpec(pod)
 		var err error

@@ -2,6 +2,7 @@ package podconfig
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"slices"
@@ -27,6 +28,7 @@ type EnvInput struct {
 	Services  []corev1.Service // of the pod's namespace, and default/kubernetes
 	ConfigMap func(name string) (*corev1.ConfigMap, error)
 	Secret    func(name string) (*corev1.Secret, error)
+	File      func(volume, path string) (io.ReadCloser, error) // a file of one of the pod's volumes
 }
 
 // Environment makes the NAME=value list of a container: service variables, then envFrom, then
@@ -147,10 +149,29 @@ func (in EnvInput) value(v *corev1.EnvVar, lookup func(string) (string, bool)) (
 			return "", false, fmt.Errorf("couldn't find key %v in Secret %v/%v", ref.Key, in.Pod.Namespace, ref.Name)
 		}
 		return string(value), !ok, nil
+	case from.FileKeyRef != nil:
+		return in.fileValue(from.FileKeyRef)
 	default:
 		err = fmt.Errorf("environment variable %q has a source that this node does not know", v.Name)
 	}
 	return value, false, err
+}
+
+// fileValue reads a variable from a file of a volume.
+func (in EnvInput) fileValue(ref *corev1.FileKeySelector) (value string, skip bool, err error) {
+	file, err := in.File(ref.VolumeName, ref.Path)
+	if err != nil {
+		return "", false, fmt.Errorf("couldn't parse env file: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	value, err = EnvFileValue(file, ref.Key)
+	if err != nil {
+		return "", false, fmt.Errorf("couldn't parse env file: %w", err)
+	}
+	if value == "" && !isTrue(ref.Optional) {
+		return "", false, fmt.Errorf("environment variable key %q not found in file %q", ref.Key, ref.Path)
+	}
+	return value, value == "", nil
 }
 
 func optionalError(err error, optional *bool) error {

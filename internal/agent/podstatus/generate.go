@@ -178,7 +178,9 @@ func markUnknown(pod *corev1.Pod, status *corev1.PodStatus) {
 			}}
 		}
 	}
-	tried := func(s corev1.ContainerStatus) bool { return s.State.Waiting == nil || s.LastTerminationState.Terminated != nil }
+	tried := func(s corev1.ContainerStatus) bool {
+		return s.State.Waiting == nil || s.LastTerminationState.Terminated != nil
+	}
 	if len(pod.Spec.InitContainers) == 0 || slices.ContainsFunc(status.ContainerStatuses, tried) || initDone(pod, status) {
 		for i := range status.ContainerStatuses {
 			lost(&status.ContainerStatuses[i])
