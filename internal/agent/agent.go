@@ -108,6 +108,7 @@ type Options struct {
 	CgroupRoot    string   // cgroup under which kubepods lies, default "/"
 	PluginRoots   []string // folders for the sockets of device plugins, see device.Options; none: no plugins
 	DeviceFile    string   // which pod holds which device; default PodsDir/../devices.json
+	UnsafeSysctls []string // names, or prefixes with *, that pods may set besides the safe ones
 	RangeFile     string   // the node's pod ranges, for static pods before the API is there; default PodsDir/../pod-ranges
 	SeccompDir    string   // Localhost seccomp profiles, default PodsDir/../seccomp
 	ResolvConf    string   // the node's own, default /etc/resolv.conf

@@ -37,11 +37,15 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod, removed bool) (time.
 		return w.terminate(ctx, pod, removed)
 	}
 	if !w.seenPod && pod.Status.Phase != corev1.PodRunning && w.failure == nil {
-		failure, err := w.admitDevices(ctx, pod)
-		if err != nil {
-			return 0, err
+		w.failure = w.forbiddenSysctl(pod)
+		if w.failure == nil {
+			failure, err := w.admitDevices(ctx, pod)
+			if err != nil {
+				return 0, err
+			}
+			w.failure = failure
 		}
-		if w.failure = failure; failure == nil {
+		if w.failure == nil {
 			w.failure = w.agent.admit(w, pod)
 		}
 	}

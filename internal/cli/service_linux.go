@@ -112,6 +112,9 @@ func serviceArgs(c config.Config) []string {
 	add(config.KeyAgentPort, fmt.Sprint(c.AgentPort))
 	add(config.KeyKubeletDir, c.KubeletDir)
 	add(config.KeyManifests, c.Manifests)
+	if len(c.UnsafeSysctls) > 0 {
+		add(config.KeyUnsafeSysctls, strings.Join(c.UnsafeSysctls, ","))
+	}
 	add(config.KeyLogLevel, strings.ToLower(c.LogLevel.String()))
 	add(config.KeyLogFormat, c.LogFormat)
 	return args

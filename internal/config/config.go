@@ -22,8 +22,10 @@ type Config struct {
 	// KubeletDir has the sockets of device plugins, as DataDir has; "" is none but DataDir.
 	KubeletDir string
 	Manifests  string // folder, or file, of static pods
-	LogLevel   slog.Level
-	LogFormat  string // "text" or "json"
+	// UnsafeSysctls are names, or prefixes that end in *, that pods may set besides the safe ones.
+	UnsafeSysctls []string
+	LogLevel      slog.Level
+	LogFormat     string // "text" or "json"
 	// RuntimeConfig switches built-in API versions on and off: "api/beta", "batch/v1" or
 	// "apps/v1/deployments" to "true" or "false". Whether a version exists is for the API to say.
 	RuntimeConfig map[string]string

@@ -35,6 +35,7 @@ const (
 	KeyAgentPort     = "agent-port"
 	KeyKubeletDir    = "kubelet-dir"
 	KeyManifests     = "pod-manifest-path"
+	KeyUnsafeSysctls = "allowed-unsafe-sysctls"
 	KeyLogLevel      = "log-level"
 	KeyLogFormat     = "log-format"
 	KeyRuntimeConfig = "runtime-config"
@@ -86,6 +87,8 @@ func Keys() []Key {
 			Usage: "folder in which device plugins find the kubelet's sockets, besides the data dir (default: /var/lib/kubelet with the default data dir, else none)"},
 		{Name: KeyManifests, set: setManifests,
 			Usage: "folder, or file, of pods that run without the API (default: manifests in the data dir)"},
+		{Name: KeyUnsafeSysctls, List: true, set: setUnsafeSysctls,
+			Usage: "sysctl, or prefix that ends in *, that pods may set besides the safe ones; may be repeated"},
 		{Name: KeyLogLevel, Default: "info", set: setLogLevel,
 			Usage: "least severe messages to log: debug, info, warn or error"},
 		{Name: KeyLogFormat, Default: "text", set: setLogFormat,

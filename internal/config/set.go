@@ -160,6 +160,11 @@ func setKubeletDir(c *Config, v []string) (err error) {
 	return err
 }
 
+func setUnsafeSysctls(c *Config, values []string) error {
+	c.UnsafeSysctls = entries(values)
+	return nil
+}
+
 func setManifests(c *Config, v []string) (err error) {
 	c.Manifests, err = absolute(v[0])
 	return err

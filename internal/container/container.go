@@ -139,13 +139,20 @@ type Status struct {
 	OOMKilled   bool
 	Reason      string // "Completed", "Error", "OOMKilled", "ContainerStatusUnknown"
 	Message     string
-	PID         int // on the node; 0 unless running
+	PID         int   // on the node; 0 unless running
+	User        *User // nil when it is not known
 	Image       string
 	ImageRef    string
 	ImageID     string // repository digest where there is one, else the ID
 	LogPath     string
 	Labels      map[string]string
 	Annotations map[string]string
+}
+
+// User is whom the first process of a container starts as.
+type User struct {
+	UID, GID int64
+	Groups   []int64
 }
 
 // SandboxStatus is one sandbox and its containers, oldest first.

@@ -168,7 +168,7 @@ func (n *node) buildAgent() error {
 		PodsDir: c.Path("pods"), LogDir: c.Path("log", "pods"), ImageDir: root,
 		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
 		KubeletPort: int32(c.AgentPort), LocalVolumes: folders, Logger: n.opts.logger,
-		PluginRoots: pluginRoots(c), DeviceFile: c.Path("devices.json"),
+		PluginRoots: pluginRoots(c), UnsafeSysctls: c.UnsafeSysctls, DeviceFile: c.Path("devices.json"),
 		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
 		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	})

@@ -283,6 +283,9 @@ func convert(c container.Status, old *corev1.ContainerStatus) corev1.ContainerSt
 		ImageID:      c.ImageID,
 		ContainerID:  id,
 	}
+	if u := c.User; u != nil {
+		status.User = &corev1.ContainerUser{Linux: &corev1.LinuxContainerUser{UID: u.UID, GID: u.GID, SupplementalGroups: u.Groups}}
+	}
 	if old != nil {
 		status.RestartCount = max(status.RestartCount, old.RestartCount)
 		if old.ContainerID != id && old.State.Terminated != nil {

@@ -33,6 +33,7 @@ type ctr struct {
 	cfg     container.Config
 	rec     record
 	created time.Time
+	user    *container.User // constant; nil when it is not known
 
 	op   sync.Mutex    // one change at a time
 	done chan struct{} // closed when the container has ended
@@ -130,6 +131,7 @@ func (c *ctr) status() container.Status {
 		Reason:      c.reason,
 		Message:     c.message,
 		PID:         c.pid,
+		User:        c.user,
 		Image:       c.cfg.Image,
 		ImageRef:    c.cfg.ImageRef,
 		ImageID:     c.rec.ImageRef,

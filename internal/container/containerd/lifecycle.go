@@ -123,6 +123,7 @@ func (r *Runtime) create(ctx context.Context, id string, sb container.Sandbox, c
 		return nil, fmt.Errorf("prepare root file system: %w", err)
 	}
 	var group errgroup.Group
+	var runsAs *container.User
 	group.Go(func() error {
 		accounts, err := r.accounts(img, mounts, filepath.Join(bundle, "rootfs"))
 		if err != nil {
@@ -134,6 +135,7 @@ func (r *Runtime) create(ctx context.Context, id string, sb container.Sandbox, c
 		if err != nil {
 			return err
 		}
+		runsAs = processUser(spec.Process.User)
 		data, err := json.Marshal(spec)
 		if err != nil {
 			return fmt.Errorf("encode OCI spec: %w", err)
@@ -146,7 +148,9 @@ func (r *Runtime) create(ctx context.Context, id string, sb container.Sandbox, c
 		return nil, err
 	}
 	r.imageUsed(ctx, img)
-	return newCtr(id, rec), nil
+	c := newCtr(id, rec)
+	c.user = runsAs
+	return c, nil
 }
 
 // saveContainer writes the container's record, which keeps its snapshot from collection.

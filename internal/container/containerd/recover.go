@@ -88,6 +88,7 @@ func (r *Runtime) loadContainers(ctx context.Context) error {
 			continue
 		}
 		c := newCtr(stored.ID, rec)
+		c.user = readUser(r.bundle(stored.ID))
 		if data, err := os.ReadFile(filepath.Join(r.bundle(stored.ID), startedFile)); err == nil {
 			if at, err := time.Parse(time.RFC3339Nano, string(data)); err == nil {
 				c.started = at

@@ -2,10 +2,12 @@ package containerd
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -114,6 +116,29 @@ func resolveUser(sec container.Security, imageUser string, acc accounts) (specs.
 		add(uint32(gid))
 	}
 	return specs.User{UID: uint32(found.Uid), GID: uint32(found.Gid), AdditionalGids: groups}, nil
+}
+
+// processUser is a user as the agent sees it.
+func processUser(u specs.User) *container.User {
+	out := &container.User{UID: int64(u.UID), GID: int64(u.GID)}
+	for _, gid := range u.AdditionalGids {
+		out.Groups = append(out.Groups, int64(gid))
+	}
+	return out
+}
+
+// readUser reads the user of a container that is there from its bundle; nil when that cannot be read.
+func readUser(bundle string) *container.User {
+	var spec struct {
+		Process struct {
+			User specs.User `json:"user"`
+		} `json:"process"`
+	}
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil || json.Unmarshal(data, &spec) != nil {
+		return nil
+	}
+	return processUser(spec.Process.User)
 }
 
 // imageGroups returns the groups that the image's /etc/group gives an account.

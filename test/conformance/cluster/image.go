@@ -159,6 +159,7 @@ func (i image) layer(busybox []byte, applets []string) ([]byte, error) {
 		put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte(users)),
 		put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte(groups)))
 	// Tests of hooks call curl with an address alone.
+	errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/bash", Mode: 0o755}, []byte("#!/bin/sh\nexec /bin/sh \"$@\"\n")))
 	errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/curl", Mode: 0o755}, []byte("#!/bin/sh\nfor last; do :; done\nexec wget -qO- \"$last\"\n")))
 	for _, applet := range applets {
 		if applet != "busybox" {
