@@ -78,6 +78,9 @@ func TestAJobRunsToItsEnd(t *testing.T) {
 			return nil
 		})
 		s := getJob(t, c, "sum").Status
+		if s.StartTime.Nanosecond() != 0 || s.CompletionTime.Nanosecond() != 0 || s.Conditions[0].LastTransitionTime.Nanosecond() != 0 {
+			t.Errorf("times that no client reads: %+v", s)
+		}
 		if s.Succeeded != 40 || s.CompletedIndexes != "0-39" || s.Active != 0 || s.UncountedTerminatedPods != nil && len(s.UncountedTerminatedPods.Succeeded) != 0 {
 			t.Errorf("status %+v", s)
 		}

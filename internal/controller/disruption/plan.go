@@ -85,6 +85,7 @@ func planStatus(pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod, expected,
 		apiequality.Semantic.DeepEqual(pdb.Status.DisruptedPods, disrupted) && poddisruptionbudget.ConditionsAreUpToDate(pdb)
 	if !same {
 		poddisruptionbudget.UpdateDisruptionAllowedCondition(next)
+		inSeconds(next.Status.Conditions)
 		p.changed = true
 	}
 	p.status = next.Status
@@ -99,7 +100,15 @@ func planFailure(pdb *policyv1.PodDisruptionBudget, cause error) policyv1.PodDis
 		Type: policyv1.DisruptionAllowedCondition, Status: metav1.ConditionFalse, Reason: policyv1.SyncFailedReason,
 		Message: cause.Error(), ObservedGeneration: status.ObservedGeneration,
 	})
+	inSeconds(status.Conditions)
 	return status
+}
+
+// inSeconds cuts times to what the API writes, so that the store holds what clients read.
+func inSeconds(conditions []metav1.Condition) {
+	for i := range conditions {
+		conditions[i].LastTransitionTime = metav1.NewTime(conditions[i].LastTransitionTime.Truncate(time.Second))
+	}
 }
 
 // countHealthy counts the pods that are ready and will not be deleted soon.
@@ -147,7 +156,7 @@ func staleIn(pod *corev1.Pod, now time.Time) (time.Duration, bool) {
 func withoutTarget(pod *corev1.Pod, now time.Time) *corev1.Pod {
 	next := pod.DeepCopy()
 	*condition(next, corev1.DisruptionTarget) = corev1.PodCondition{
-		Type: corev1.DisruptionTarget, Status: corev1.ConditionFalse, ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(now),
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionFalse, ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)),
 	}
 	return next
 }

@@ -6,7 +6,6 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -98,7 +97,8 @@ func observe(job *batchv1.Job, pods []*corev1.Pod, before backoff, now time.Time
 	p.failed = int(job.Status.Failed) + counted + len(p.uncountedFailed)
 	p.backoff = before.after(succeeded, failed)
 	if job.Status.StartTime == nil && !isSuspended(job) {
-		job.Status.StartTime = &metav1.Time{Time: now}
+		start := inSeconds(now)
+		job.Status.StartTime = &start
 	}
 	if isIndexed(job) {
 		p.observeIndexes()
@@ -398,6 +398,7 @@ func (p *pass) settleSuspension() {
 	p.events = append(p.events, event{corev1.EventTypeNormal, reason, note})
 	status.StartTime = nil
 	if value == corev1.ConditionFalse {
-		status.StartTime = &metav1.Time{Time: p.now}
+		start := inSeconds(p.now)
+		status.StartTime = &start
 	}
 }
