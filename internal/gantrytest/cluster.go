@@ -42,6 +42,8 @@ type Options struct {
 	SchedulerFile string // KubeSchedulerConfiguration; default kube-scheduler's defaults
 	NoScheduler   bool   // pods are left to another scheduler, or to nobody
 
+	WithoutControllers []string // accounts of controllers that the test runs itself, such as "job-controller"
+
 	// Metrics is what metrics.k8s.io serves; nil leaves it out.
 	Metrics registry.Metrics
 
@@ -90,9 +92,10 @@ func Start(t testing.TB, opts Options) *Cluster {
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"),
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
 		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
-		Metrics:   opts.Metrics,
-		Authority: func() (*x509.Certificate, crypto.Signer) { return ca.cert, ca.key },
-		PodCIDR:   netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+		WithoutControllers: opts.WithoutControllers,
+		Metrics:            opts.Metrics,
+		Authority:          func() (*x509.Certificate, crypto.Signer) { return ca.cert, ca.key },
+		PodCIDR:            netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		ClusterDomain: "cluster.local", Version: version.Info{Major: "1", Minor: "36", GitVersion: "v1.36.3"}, Logger: logger, Tick: 100 * time.Millisecond, NoFsync: true,
 	})
 	if err != nil {

@@ -132,6 +132,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 			return podgc.New(c, podgc.Options{Log: log})
 		}},
 	} {
+		if slices.Contains(cp.opts.WithoutControllers, m.account) {
+			continue
+		}
 		c, informers, err := cp.as(client.Options{
 			User: controllerUser(m.account), Manager: controllerManager,
 			Lister: controllersUser(),

@@ -61,7 +61,9 @@ type ControlPlaneOptions struct {
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
 	NoScheduler    bool // leaves scheduling to another scheduler
-	NoControllers  bool // runs none but the scheduler
+	// WithoutControllers are the accounts of controllers that are left out: a test runs its own.
+	WithoutControllers []string
+	NoControllers      bool // runs none but the scheduler
 	// Prepare is called when the API answers and before any controller runs; nil does nothing.
 	Prepare        func(ctx context.Context, cp *ControlPlane) error
 	NoLoadBalancer bool // leaves Services of type LoadBalancer to somebody else

@@ -122,6 +122,10 @@ func (c *Controller) onJob(old, current client.Object) {
 	}
 	key := controller.KeyOf(after)
 	c.mu.Lock()
+	if before != nil && before.UID != after.UID { // replaced; the deletion was not seen
+		delete(c.backoffs, before.UID)
+		c.gone[key] = append(c.gone[key], before.UID)
+	}
 	selector, err := metav1.LabelSelectorAsSelector(after.Spec.Selector)
 	if err == nil && outcome(after) == nil {
 		c.selectors[key] = selector
