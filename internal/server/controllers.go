@@ -49,14 +49,44 @@ type runner interface {
 	Run(ctx context.Context) error
 }
 
+// made is a controller by the account whose rights it has.
+type made struct {
+	account string
+	build   func(c *client.Client, informers *client.Cache, recorder *events.Recorder) (runner, error)
+}
+
 // startControllers makes each controller with an identity of its own and runs it.
 func (cp *ControlPlane) startControllers(run func(string, func(context.Context) error)) error {
-	type made struct {
-		account string
-		build   func(c *client.Client, informers *client.Cache, recorder *events.Recorder) (runner, error)
+	for _, m := range slices.Concat(cp.workloadControllers(), cp.clusterControllers(), cp.storageControllers()) {
+		if slices.Contains(cp.opts.WithoutControllers, m.account) {
+			continue
+		}
+		c, informers, err := cp.as(client.Options{
+			User: controllerUser(m.account), Manager: controllerManager,
+			Lister: controllersUser(),
+		}, nil)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.account, err)
+		}
+		built, err := m.build(c, informers, cp.Events(events.Source{Component: eventSource(m.account)}))
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.account, err)
+		}
+		run(m.account, built.Run)
 	}
+	if err := cp.startAccessControllers(run); err != nil {
+		return err
+	}
+	if cp.opts.NoScheduler {
+		return nil
+	}
+	return cp.startScheduler(run)
+}
+
+// workloadControllers make pods, or say how many may be disrupted.
+func (cp *ControlPlane) workloadControllers() []made {
 	log := cp.opts.Logger
-	for _, m := range []made{
+	return []made{
 		{"deployment-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewDeployments(c, i, r, workload.Options{Log: log})
 		}},
@@ -85,6 +115,13 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"daemon-set-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return workload.NewDaemonSets(c, i, r, workload.Options{Log: log})
 		}},
+	}
+}
+
+// clusterControllers look after everything that is neither a workload nor storage.
+func (cp *ControlPlane) clusterControllers() []made {
+	log := cp.opts.Logger
+	return []made{
 		{"endpointslice-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return service.New(c, i, r, service.Options{Log: log})
 		}},
@@ -131,32 +168,7 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		{"pod-garbage-collector", func(c *client.Client, _ *client.Cache, _ *events.Recorder) (runner, error) {
 			return podgc.New(c, podgc.Options{Log: log})
 		}},
-	} {
-		if slices.Contains(cp.opts.WithoutControllers, m.account) {
-			continue
-		}
-		c, informers, err := cp.as(client.Options{
-			User: controllerUser(m.account), Manager: controllerManager,
-			Lister: controllersUser(),
-		}, nil)
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.account, err)
-		}
-		built, err := m.build(c, informers, cp.Events(events.Source{Component: eventSource(m.account)}))
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.account, err)
-		}
-		run(m.account, built.Run)
 	}
-	for _, start := range []func(func(string, func(context.Context) error)) error{cp.startStorageControllers, cp.startAccessControllers} {
-		if err := start(run); err != nil {
-			return err
-		}
-	}
-	if cp.opts.NoScheduler {
-		return nil
-	}
-	return cp.startScheduler(run)
 }
 
 // reservedPorts are ports of the nodes that this server needs.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -28,19 +27,15 @@ const (
 	storageMark = "gantry.dev/default-storage-class"
 )
 
-// startStorageControllers runs what looks after claims and volumes.
-func (cp *ControlPlane) startStorageControllers(run func(string, func(context.Context) error)) error {
-	type made struct {
-		account string
-		build   func(c *client.Client, informers *client.Cache, recorder *events.Recorder) (runner, error)
-	}
+// storageControllers look after claims and volumes.
+func (cp *ControlPlane) storageControllers() []made {
 	log := cp.opts.Logger
 	protect := func(kind protection.Kind) func(*client.Client, *client.Cache, *events.Recorder) (runner, error) {
 		return func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return protection.New(c, i, protection.Options{Kind: kind, Log: log})
 		}
 	}
-	for _, m := range []made{
+	return []made{
 		{"persistent-volume-binder", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return volume.NewBinder(c, i, r, volume.Options{Log: log})
 		}},
@@ -53,18 +48,7 @@ func (cp *ControlPlane) startStorageControllers(run func(string, func(context.Co
 		{"pvc-protection-controller", protect(protection.Claims)},
 		{"pv-protection-controller", protect(protection.Volumes)},
 		{"volumeattributesclass-protection-controller", protect(protection.Classes)},
-	} {
-		c, informers, err := cp.as(client.Options{User: controllerUser(m.account), Manager: controllerManager, Lister: controllersUser()}, nil)
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.account, err)
-		}
-		built, err := m.build(c, informers, cp.Events(events.Source{Component: eventSource(m.account)}))
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.account, err)
-		}
-		run(m.account, built.Run)
 	}
-	return nil
 }
 
 // localVolumesRole is what the binder needs beside upstream's role for it.
