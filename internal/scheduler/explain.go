@@ -131,9 +131,10 @@ func (s *State) rejectNominated(t *template, pod *corev1.Pod, outside []outsideC
 	if len(s.nodes[slot].nominees) == 0 {
 		return s.reject(t, outside, slot)
 	}
-	there := s.seat(pod, slot)
+	s.ready(t)
+	there := s.seat(t, pod, slot)
 	r := s.reject(t, outside, slot)
-	s.unseat(there)
+	s.unseat(t, there)
 	if r == nil {
 		r = s.reject(t, outside, slot)
 	}
@@ -149,9 +150,13 @@ func (s *State) refuse(r *rejection, t *template, pod *corev1.Pod) *FitError {
 	}
 	failure := &FitError{Plugins: PluginsOf(r.plugin)}
 	failure.Message = fmt.Sprintf("0/%d nodes are available: %s.", total, strings.Join(r.reasons, ", "))
-	if r.resolvable {
-		failure.candidates = slices.Clone(s.order)
+	if !r.resolvable {
+		// kube-scheduler breaks off before DynamicResources has looked at the pod, which then
+		// finds nothing to do after the failure, and says so.
+		failure.Message += " not found"
+		return failure
 	}
+	failure.candidates = slices.Clone(s.order)
 	s.finish(failure, t, pod)
 	return failure
 }

@@ -13,6 +13,7 @@ type plan struct {
 	first    bool    // a pod of the template matches its own required terms
 	anti     []*view // a view per required anti-affinity term
 	held     []*view // anti-affinity of placed pods to this one, a view per topology
+	unheld   bool    // while nominated pods are seated: held has no say
 	score    []*view // preferences, a view per topology
 	hard     []hardSpread
 	soft     []softSpread

@@ -241,11 +241,26 @@ func (p *plan) rejectAffinity(slot int32) string {
 		}
 	}
 	for _, v := range p.held {
-		if v.at(slot) > 0 {
+		if v.at(slot) > 0 && !p.unheld {
 			return reasonHeldAntiAffinity
 		}
 	}
 	return ""
+}
+
+// heldAway says whether anti-affinity has a say: kube-scheduler's InterPodAffinity leaves a
+// pod alone that has no terms if no placed pod's term is about it, and then takes no notice of
+// nominated ones either.
+func (p *plan) heldAway() bool {
+	if len(p.affinity)+len(p.anti) > 0 {
+		return true
+	}
+	for _, v := range p.held {
+		if v.total > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // together says whether a node is where the pods are that a pod demands. Where there is

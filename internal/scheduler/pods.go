@@ -128,9 +128,9 @@ func (s *State) passesNominated(t *template, pod *corev1.Pod, outside []outsideC
 	if len(s.nodes[slot].nominees) == 0 {
 		return s.passes(t, outside, slot)
 	}
-	there := s.seat(pod, slot)
+	there := s.seat(t, pod, slot)
 	fits := s.passes(t, outside, slot)
-	s.unseat(there)
+	s.unseat(t, there)
 	if len(there) > 0 {
 		fits = fits && s.passes(t, outside, slot)
 	}
@@ -138,8 +138,10 @@ func (s *State) passesNominated(t *template, pod *corev1.Pod, outside []outsideC
 }
 
 // seat charges the pods nominated to a node that a pod may not push away; unseat undoes it.
-func (s *State) seat(pod *corev1.Pod, slot int32) []*nominee {
+// The template is warm.
+func (s *State) seat(t *template, pod *corev1.Pod, slot int32) []*nominee {
 	var there []*nominee
+	t.plan.unheld = !t.plan.heldAway()
 	for _, n := range s.nodes[slot].nominees {
 		if n.priority >= priorityOf(pod) && n.pod.UID != pod.UID {
 			n.slot = slot
@@ -150,7 +152,8 @@ func (s *State) seat(pod *corev1.Pod, slot int32) []*nominee {
 	return there
 }
 
-func (s *State) unseat(there []*nominee) {
+func (s *State) unseat(t *template, there []*nominee) {
+	t.plan.unheld = false
 	for _, n := range there {
 		s.charge(&n.placed, -1)
 	}

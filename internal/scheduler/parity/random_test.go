@@ -16,6 +16,9 @@ type source struct {
 	*rand.Rand
 	nodes int
 	made  int
+	// nominated says that pods are nominated. kube-scheduler counts nominated pods, but not
+	// placed ones, for a spread constraint whose selector is empty: such are left out then.
+	nominated bool
 }
 
 func (r *source) chance(percent int) bool { return r.IntN(100) < percent }
@@ -180,7 +183,7 @@ func (r *source) pod() *corev1.Pod {
 			pod.Spec.TopologySpreadConstraints = append(pod.Spec.TopologySpreadConstraints, r.spread())
 		}
 	}
-	if r.chance(5) {
+	if r.chance(20) {
 		priority := int32(r.IntN(3))
 		pod.Spec.Priority = &priority
 	}
@@ -344,6 +347,9 @@ func (r *source) spread() corev1.TopologySpreadConstraint {
 	if c.WhenUnsatisfiable == corev1.DoNotSchedule && r.chance(30) {
 		domains := int32(1 + r.IntN(5))
 		c.MinDomains = &domains
+	}
+	if s := c.LabelSelector; r.nominated && s != nil && len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
+		c.LabelSelector = nil
 	}
 	policies := []corev1.NodeInclusionPolicy{corev1.NodeInclusionPolicyHonor, corev1.NodeInclusionPolicyIgnore}
 	if r.chance(40) {

@@ -82,6 +82,17 @@ func (k *kube) look(t testing.TB) {
 	}
 }
 
+// nominate keeps room for a pod that waits.
+func (k *kube) nominate(t testing.TB, pod *corev1.Pod, node string) {
+	t.Helper()
+	pod = pod.DeepCopy()
+	pod.Status.NominatedNodeName = node
+	if err := k.informers.Core().V1().Pods().Informer().GetIndexer().Add(pod); err != nil {
+		t.Fatal(err)
+	}
+	k.scheduler.SchedulingQueue.Add(k.ctx, pod)
+}
+
 // place is kube-scheduler's whole decision.
 func (k *kube) place(t testing.TB, pod *corev1.Pod) (node, message string) {
 	t.Helper()
@@ -90,11 +101,17 @@ func (k *kube) place(t testing.TB, pod *corev1.Pod) (node, message string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	result, err := k.scheduler.SchedulePod(k.ctx, k.framework, framework.NewCycleState(), &framework.QueuedPodInfo{PodInfo: info})
+	state := framework.NewCycleState()
+	result, err := k.scheduler.SchedulePod(k.ctx, k.framework, state, &framework.QueuedPodInfo{PodInfo: info})
 	if err == nil {
 		return result.SuggestedHost, ""
 	}
 	if fit, ok := errors.AsType[*framework.FitError](err); ok {
+		if err := k.informers.Core().V1().Pods().Informer().GetIndexer().Add(pod); err != nil {
+			t.Fatal(err)
+		}
+		_, status := k.framework.RunPostFilterPlugins(k.ctx, state, pod, fit.Diagnosis.NodeToStatus)
+		fit.Diagnosis.PostFilterMsg = status.Message()
 		return "", fit.Error()
 	}
 	return "", err.Error()
