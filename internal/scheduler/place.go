@@ -38,9 +38,8 @@ func (s *State) Place(pod *corev1.Pod) (node string, err *FitError) {
 
 // find is Place for a template.
 func (s *State) find(t *template, pod *corev1.Pod) (int32, *FitError) {
-	at := [2]uint64{s.freed, s.added}
 	own := s.nominees[pod.UID] != nil // room is kept for this pod, not for others of its kind
-	if t.failure != nil && t.failedAt == at && !own {
+	if t.failure != nil && !own && t.failedAt == s.freed && (!t.social || t.failedWith == s.added) {
 		return none, t.failure // nothing has become free since the last pod like this
 	}
 	outside, refused := s.prepare(t, pod)
@@ -56,7 +55,8 @@ func (s *State) find(t *template, pod *corev1.Pod) (int32, *FitError) {
 	if len(s.scratch.slots) == 0 {
 		failure := s.explain(t, pod, outside)
 		if outside == nil && !own {
-			t.failedAt, t.failure = at, failure
+			t.failedAt, t.failedWith, t.failure = s.freed, s.added, failure
+			t.social = s.ready(t).aware
 		}
 		return none, failure
 	}

@@ -41,6 +41,8 @@ func (s *State) AddPod(pod *corev1.Pod, node string) {
 	s.pods[pod.UID] = p
 	if slot, ok := s.slots[node]; ok {
 		s.settle(p, slot)
+	} else {
+		s.lose(p)
 	}
 	s.added++
 }
@@ -65,6 +67,8 @@ func (s *State) RemovePod(uid types.UID) (node string, ok bool) {
 	if p.slot != none {
 		s.unsettle(p)
 		s.freed++
+	} else if delete(s.lost[p.node], p); len(s.lost[p.node]) == 0 {
+		delete(s.lost, p.node)
 	}
 	s.unref(p.template)
 	return p.node, true
@@ -88,6 +92,14 @@ func (s *State) unsettle(p *placed) {
 	n.pods[last] = nil
 	n.pods = n.pods[:last]
 	p.slot = none
+}
+
+// lose keeps a pod in mind in case its node comes.
+func (s *State) lose(p *placed) {
+	if s.lost[p.node] == nil {
+		s.lost[p.node] = map[*placed]struct{}{}
+	}
+	s.lost[p.node][p] = struct{}{}
 }
 
 // podsOn returns the pods of a node, in no order. They are the State's own: read-only.

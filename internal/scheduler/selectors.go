@@ -65,6 +65,12 @@ func (s *State) reselect(namespace string) {
 			t.plan.stale = true
 		}
 	}
+	for _, p := range s.profiles {
+		if !p.SystemDefaulted {
+			s.freed++ // such constraints may have kept pods out
+			break
+		}
+	}
 }
 
 // defaultSelector is the pods that a pod is to be spread from if it does not say so

@@ -50,10 +50,11 @@ type State struct {
 	pods      map[types.UID]*placed
 	spare     []placed // not in use yet
 	nominees  map[types.UID]*nominee
-	outside   []outsideFilter     // volumes
-	profiles  map[string]*Profile // by schedulerName
-	fallback  *Profile            // of pods that no profile is for: they are placed by others
-	seed      maphash.Seed        // of the hashes of templates and shapes
+	lost      map[string]map[*placed]struct{} // pods of nodes that there are not
+	outside   []outsideFilter                 // volumes
+	profiles  map[string]*Profile             // by schedulerName
+	fallback  *Profile                        // of pods that no profile is for: they are placed by others
+	seed      maphash.Seed                    // of the hashes of templates and shapes
 	templates map[uint64][]*template
 	shapes    map[uint64][]*shape
 	shaped    uint64                            // counts shapes made
@@ -110,7 +111,7 @@ func NewState() *State {
 		seed:      maphash.MakeSeed(),
 		resources: map[corev1.ResourceName]int{},
 		slots:     map[string]int32{}, zones: map[string]int32{}, images: map[string]*imageState{},
-		pods: map[types.UID]*placed{}, nominees: map[types.UID]*nominee{}, fallback: DefaultProfile(""),
+		pods: map[types.UID]*placed{}, nominees: map[types.UID]*nominee{}, lost: map[string]map[*placed]struct{}{}, fallback: DefaultProfile(""),
 		templates: map[uint64][]*template{}, shapes: map[uint64][]*shape{}, spaces: map[string]map[*template]struct{}{},
 		topologies: map[string]*topology{}, views: map[string]*view{}, spaceViews: map[string][]*view{},
 		namespaces: map[string]labels.Set{}, services: map[string]map[string]labels.Set{}, owners: map[owner]labels.Selector{},
@@ -172,11 +173,10 @@ func (s *State) SetNode(node *corev1.Node) bool {
 		s.setImages(slot, old, node)
 	}
 	if !known {
-		for _, p := range s.pods {
-			if p.slot == none && p.node == node.Name {
-				s.settle(p, slot)
-			}
+		for p := range s.lost[node.Name] {
+			s.settle(p, slot)
 		}
+		delete(s.lost, node.Name)
 		for _, w := range s.nominees {
 			if w.node == node.Name {
 				n := &s.nodes[slot]
@@ -331,7 +331,9 @@ func (s *State) RemoveNode(name string) {
 		return
 	}
 	for pods := s.nodes[slot].pods; len(pods) > 0; pods = s.nodes[slot].pods {
-		s.unsettle(pods[len(pods)-1])
+		last := pods[len(pods)-1]
+		s.unsettle(last)
+		s.lose(last)
 	}
 	s.dropImages(slot, s.nodes[slot].node)
 	s.imageChanges++

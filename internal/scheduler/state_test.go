@@ -364,7 +364,7 @@ func checkEmpty(t *testing.T, s *State, pods map[types.UID]*corev1.Pod) {
 			t.Errorf("used[%d] is %d with no pods", i, used)
 		}
 	}
-	if len(s.pods) != 0 || len(s.templates) != 0 || len(s.shapes) != 0 || len(s.spaces) != 0 || len(s.holders) != 0 {
+	if len(s.pods)+len(s.lost)+len(s.nominees) != 0 || len(s.templates) != 0 || len(s.shapes) != 0 || len(s.spaces) != 0 || len(s.holders) != 0 {
 		t.Errorf("%d pods, %d templates, %d shapes left", len(s.pods), len(s.templates), len(s.shapes))
 	}
 	if len(s.views)+len(s.spaceViews)+len(s.wideViews)+len(s.heldViews)+len(s.planned)+len(s.hot) != 0 {

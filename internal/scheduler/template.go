@@ -22,8 +22,10 @@ type template struct {
 	watches []watch // the views that its pods count in
 	plan    *plan   // nil unless pods of it are being placed
 
-	failedAt [2]uint64 // State.freed and State.added when no node was found last
-	failure  *FitError // what was found then
+	failedAt   uint64    // State.freed when no node was found last
+	failedWith uint64    // State.added then; pods that come may help those that are social
+	social     bool      // where the pods fit depends on where others are
+	failure    *FitError // what was found then
 }
 
 // template returns the template of a pod, making it if no other pod has it.
