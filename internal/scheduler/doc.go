@@ -2,11 +2,14 @@
 //
 // The core is pure: State holds nodes and pods as flat arrays of numbers, kept up by
 // events; it filters and scores in place, without a clock, I/O or an allocation per pod.
-// Pods that ask for the same share a template, and a template remembers which nodes it
-// may use, so a hundred replicas cost little more than one. Scheduler is the shell: it
-// feeds State from informers, orders the waiting pods, and proposes bindings
-// concurrently through the client. Words, weights and messages follow kube-scheduler 1.36.
+// Pods that ask the same of a node share a shape, which remembers what it knows of each
+// node; those that are interchangeable share a template. What depends on other pods,
+// affinity and spread, is read from views: sums for each domain of a label key that
+// placing a pod keeps up. Scheduler is the shell: it feeds State from informers, orders
+// the waiting pods, evicts others for them, and proposes bindings concurrently through
+// the client. Plugins, weights, scores and messages are kube-scheduler 1.36's; package
+// parity compares them.
 //
-// It never preempts, and does not know volumes, pod affinity or explicit topology
-// spread constraints yet. Start at Scheduler.Run; State.Place is the heart.
+// It leaves DynamicResources out. Start at Scheduler.Run; State.Place is the heart, plan
+// and view are how pods know of each other. ADR 18 says why.
 package scheduler

@@ -152,11 +152,8 @@ func (r *source) pod() *corev1.Pod {
 		pod.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: quantity("50m")}
 	}
 	if r.chance(10) {
-		pod.Spec.Resources = &corev1.ResourceRequirements{Requests: corev1.ResourceList{pick(r, corev1.ResourceCPU, corev1.ResourceMemory): quantity("2Gi")}}
-		if q, ok := pod.Spec.Resources.Requests[corev1.ResourceCPU]; ok {
-			q = quantity("1500m")
-			pod.Spec.Resources.Requests[corev1.ResourceCPU] = q
-		}
+		requests := pick(r, corev1.ResourceList{corev1.ResourceCPU: quantity("1500m")}, corev1.ResourceList{corev1.ResourceMemory: quantity("2Gi")})
+		pod.Spec.Resources = &corev1.ResourceRequirements{Requests: requests}
 	}
 	if r.chance(3) {
 		pod.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestartAllContainers}}

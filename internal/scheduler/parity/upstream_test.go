@@ -22,7 +22,7 @@ import (
 
 // kube is kube-scheduler without an API server: its cache is filled by hand.
 type kube struct {
-	ctx       context.Context
+	t         testing.TB
 	scheduler *upstream.Scheduler
 	framework framework.Framework
 	snapshot  *cache.Snapshot
@@ -32,21 +32,22 @@ type kube struct {
 func newKube(t testing.TB, profiles ...config.KubeSchedulerProfile) *kube {
 	t.Helper()
 	klog.SetLogger(klog.Logger{})
-	ctx := klog.NewContext(t.Context(), klog.Logger{})
 	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
 	recorder := func(string) events.EventRecorderLogger { return events.NewFakeRecorder(10) }
 	var options []upstream.Option
 	if len(profiles) > 0 {
 		options = append(options, upstream.WithProfiles(profiles...))
 	}
-	s, err := upstream.New(ctx, fake.NewClientset(), factory, nil, recorder, options...)
+	s, err := upstream.New(klog.NewContext(t.Context(), klog.Logger{}), fake.NewClientset(), factory, nil, recorder, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &kube{ctx: ctx, scheduler: s, framework: s.Profiles["default-scheduler"], informers: factory}
+	k := &kube{t: t, scheduler: s, framework: s.Profiles["default-scheduler"], informers: factory}
 	k.snapshot = k.framework.SnapshotSharedLister().(*cache.Snapshot)
 	return k
 }
+
+func (k *kube) context() context.Context { return klog.NewContext(k.t.Context(), klog.Logger{}) }
 
 func (k *kube) add(t testing.TB, objects ...any) {
 	t.Helper()
@@ -90,7 +91,7 @@ func (k *kube) nominate(t testing.TB, pod *corev1.Pod, node string) {
 	if err := k.informers.Core().V1().Pods().Informer().GetIndexer().Add(pod); err != nil {
 		t.Fatal(err)
 	}
-	k.scheduler.SchedulingQueue.Add(k.ctx, pod)
+	k.scheduler.SchedulingQueue.Add(k.context(), pod)
 }
 
 // place is kube-scheduler's whole decision.
@@ -102,7 +103,7 @@ func (k *kube) place(t testing.TB, pod *corev1.Pod) (node, message string) {
 		t.Fatal(err)
 	}
 	state := framework.NewCycleState()
-	result, err := k.scheduler.SchedulePod(k.ctx, k.framework, state, &framework.QueuedPodInfo{PodInfo: info})
+	result, err := k.scheduler.SchedulePod(k.context(), k.framework, state, &framework.QueuedPodInfo{PodInfo: info})
 	if err == nil {
 		return result.SuggestedHost, ""
 	}
@@ -110,7 +111,7 @@ func (k *kube) place(t testing.TB, pod *corev1.Pod) (node, message string) {
 		if err := k.informers.Core().V1().Pods().Informer().GetIndexer().Add(pod); err != nil {
 			t.Fatal(err)
 		}
-		_, status := k.framework.RunPostFilterPlugins(k.ctx, state, pod, fit.Diagnosis.NodeToStatus)
+		_, status := k.framework.RunPostFilterPlugins(k.context(), state, pod, fit.Diagnosis.NodeToStatus)
 		fit.Diagnosis.PostFilterMsg = status.Message()
 		return "", fit.Error()
 	}
@@ -135,7 +136,7 @@ func (k *kube) judge(t testing.TB, pod *corev1.Pod) map[string]*verdict {
 		t.Fatal(err)
 	}
 	state := framework.NewCycleState()
-	result, status, _ := k.framework.RunPreFilterPlugins(k.ctx, state, pod)
+	result, status, _ := k.framework.RunPreFilterPlugins(k.context(), state, pod)
 	out := map[string]*verdict{}
 	var feasible []fwk.NodeInfo
 	for _, info := range infos {
@@ -145,7 +146,7 @@ func (k *kube) judge(t testing.TB, pod *corev1.Pod) map[string]*verdict {
 				out[name] = &verdict{plugin: "NodeAffinity"}
 				continue
 			}
-			if s := k.framework.RunFilterPluginsWithNominatedPods(k.ctx, state, pod, info); !s.IsSuccess() {
+			if s := k.framework.RunFilterPluginsWithNominatedPods(k.context(), state, pod, info); !s.IsSuccess() {
 				out[name] = &verdict{plugin: s.Plugin(), reasons: s.Reasons(), resolvable: s.Code() == fwk.Unschedulable}
 				continue
 			}
@@ -157,10 +158,10 @@ func (k *kube) judge(t testing.TB, pod *corev1.Pod) map[string]*verdict {
 	if len(feasible) == 0 {
 		return out
 	}
-	if s := k.framework.RunPreScorePlugins(k.ctx, state, pod, feasible); !s.IsSuccess() {
+	if s := k.framework.RunPreScorePlugins(k.context(), state, pod, feasible); !s.IsSuccess() {
 		t.Fatal(s.AsError())
 	}
-	scored, s := k.framework.RunScorePlugins(k.ctx, state, pod, feasible)
+	scored, s := k.framework.RunScorePlugins(k.context(), state, pod, feasible)
 	if !s.IsSuccess() {
 		t.Fatal(s.AsError())
 	}
