@@ -10,6 +10,6 @@
 // the client. Plugins, weights, scores and messages are kube-scheduler 1.36's; package
 // parity compares them.
 //
-// It leaves DynamicResources out. Start at Scheduler.Run; State.Place is the heart, plan
+// DynamicResources is left out: pods with resource claims wait. Start at Scheduler.Run; State.Place is the heart, plan
 // and view are how pods know of each other. ADR 18 says why.
 package scheduler

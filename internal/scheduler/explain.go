@@ -15,6 +15,7 @@ const (
 	reasonAffinity = "node(s) didn't match Pod's node affinity/selector"
 	reasonEnforced = "node(s) didn't match scheduler-enforced node affinity"
 	reasonConflict = "pod affinity terms conflict"
+	reasonClaims   = "pod has resource claims, which are not allocated here" // ours; kube-scheduler has none for it
 	reasonFeatures = "node(s) didn't match Pod's required features"
 	reasonPorts    = "node(s) didn't have free ports for the requested pod ports"
 	reasonPods     = "Too many pods"

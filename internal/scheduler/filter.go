@@ -52,6 +52,9 @@ func (s *State) prepare(t *template, pod *corev1.Pod) ([]outsideCheck, *rejectio
 	if t.onlyNodes != nil && len(t.onlyNodes) == 0 {
 		return nil, &rejection{plugin: NodeAffinity, reasons: []string{reasonConflict}}
 	}
+	if len(pod.Spec.ResourceClaims) > 0 && !t.profile.Off.Has(DynamicResources) {
+		return nil, &rejection{plugin: DynamicResources, reasons: []string{reasonClaims}}
+	}
 	return s.outsideOf(pod)
 }
 

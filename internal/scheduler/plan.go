@@ -41,7 +41,7 @@ func (s *State) ready(t *template) *plan {
 		s.unplan(t)
 	}
 	if t.plan == nil {
-		if len(s.planned) >= s.hotLimit() {
+		if len(s.planned) >= 4*s.hotLimit() { // a plan is smaller than a cache
 			s.unplan(s.planned[0])
 		}
 		p := &plan{layout: s.layout - 1}

@@ -33,6 +33,7 @@ const (
 	ImageLocality
 	SchedulingGates
 	DefaultPreemption
+	DynamicResources // is left out: it refuses all pods with resource claims
 	pluginCount
 )
 
@@ -42,6 +43,7 @@ func (p Plugin) String() string {
 		"", "NodeUnschedulable", "NodeName", "TaintToleration", "NodeAffinity", "NodePorts", "NodeResourcesFit",
 		"VolumeRestrictions", "NodeVolumeLimits", "VolumeBinding", "VolumeZone", "PodTopologySpread", "InterPodAffinity",
 		"NodeDeclaredFeatures", "NodeResourcesBalancedAllocation", "ImageLocality", "SchedulingGates", "DefaultPreemption",
+		"DynamicResources",
 	}
 	if p >= pluginCount {
 		return ""

@@ -123,7 +123,7 @@ func newProfile(path string, file *kubeconfig.KubeSchedulerConfiguration, in *ku
 		if judges && !filters && !evicts {
 			p.Off |= PluginsOf(plugin)
 		}
-		if weight, ok := enabled["score"][name]; ok && plugin != VolumeBinding {
+		if weight, ok := enabled["score"][name]; ok && plugin != VolumeBinding && plugin != DynamicResources {
 			p.Weights[plugin] = int64(max(weight, 1))
 		}
 	}

@@ -149,6 +149,11 @@ func messageCases() map[string]messageCase {
 			}),
 			"0/1 nodes are available: 1 Insufficient example.com/gpu." + tail(1, "1 Preemption is not helpful for scheduling"),
 		},
+		"resource claims": {
+			[]*corev1.Node{newNode("a", "1", "1Gi")}, nil,
+			newPod("p", "", "", func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} }),
+			"0/1 nodes are available: pod has resource claims, which are not allocated here. not found",
+		},
 		"never preempts": {
 			[]*corev1.Node{newNode("a", "1", "1Gi")}, nil, newPod("p", "2", "", func(p *corev1.Pod) { p.Spec.PreemptionPolicy = &never }),
 			"0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.",
