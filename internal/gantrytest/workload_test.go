@@ -105,10 +105,7 @@ func podName(pod *corev1.Pod) string { return pod.Name }
 
 func nodeName(pod *corev1.Pod) string { return pod.Spec.NodeName }
 
-func change[T any, P interface {
-	*T
-	ctrlclient.Object
-}](t *testing.T, c *Cluster, obj P, f func(P)) {
+func change[T any, P object[T]](t *testing.T, c *Cluster, obj P, f func(P)) {
 	t.Helper()
 	stored := P(new(T))
 	c.Eventually("change "+obj.GetName(), func() error {
