@@ -3,8 +3,11 @@ package workload
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,4 +102,67 @@ func TestReplicationControllerFailure(t *testing.T) {
 			t.Errorf("status after the cure %+v", got)
 		}
 	})
+}
+
+// TestReplicationControllerCrashBetweenWrites lets every write after the Nth fail until the
+// controllers are started again, for each N: the end is the same, and there is never a pod
+// more than wanted.
+func TestReplicationControllerCrashBetweenWrites(t *testing.T) {
+	undisturbed, writes := crashReplication(t, math.MaxInt)
+	for n := 0; n <= writes; n++ {
+		if got, _ := crashReplication(t, n); got != undisturbed {
+			t.Fatalf("crash after write %d ends in\n%s\nwant\n%s", n, got, undisturbed)
+		}
+	}
+}
+
+func crashReplication(t *testing.T, after int) (end string, writes int) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		orphan := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "stray", Labels: map[string]string{"app": "web"}}}
+		w := &world{Cluster: controllertest.New(t, newRC("web", 4), orphan), t: t, events: &notes{}}
+		var mu sync.Mutex // guards crashed and writes
+		crashed := false
+		w.SetBeforeWrite(func(write controllertest.Write) error {
+			pod, isPod := write.Object.(*corev1.Pod)
+			_, isOwner := write.Object.(*corev1.ReplicationController)
+			if (isPod && (write.Sub == "status" || pod.DeletionTimestamp != nil)) || (isOwner && write.Sub == "") {
+				return nil // the node's or the user's, not a controller's
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if n := len(w.pods()); isPod && write.Verb == "create" && n >= 4 {
+				t.Errorf("a pod is created beside %d, want 4 in all", n)
+			}
+			if crashed = crashed || writes >= after; crashed {
+				return errors.New("crashed")
+			}
+			writes++
+			return nil
+		})
+		for phase, replicas := range []int32{4, 2} {
+			for life := 0; ; life++ {
+				ctx, cancel := context.WithCancel(t.Context())
+				var running sync.WaitGroup
+				w.start(ctx, &running)
+				if phase == 1 && life == 0 {
+					rc := w.rc("web")
+					*rc.Spec.Replicas = replicas
+					if err := w.Update(context.Background(), rc); err != nil {
+						t.Fatal(err)
+					}
+				}
+				w.settle()
+				cancel()
+				running.Wait()
+				if !crashed {
+					break
+				}
+				crashed, after = false, math.MaxInt // the next life is spared
+			}
+		}
+		status := w.rc("web").Status
+		end = fmt.Sprintf("%d pods, %+v", len(w.pods()), status)
+	})
+	return end, writes
 }

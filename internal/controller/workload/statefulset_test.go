@@ -375,6 +375,20 @@ func orderWatch(w *world) func(controllertest.Write) error {
 	}
 }
 
+// identityWatch fails the test when a pod is created beside another one of its identity.
+func identityWatch(w *world) func(controllertest.Write) error {
+	return func(write controllertest.Write) error {
+		if pod, ok := write.Object.(*corev1.Pod); ok && write.Verb == "create" {
+			for _, other := range w.pods() {
+				if other.Labels[appsv1.PodIndexLabel] == pod.Labels[appsv1.PodIndexLabel] {
+					w.t.Errorf("%s is created while %s is there", pod.Name, other.Name)
+				}
+			}
+		}
+		return nil
+	}
+}
+
 func TestStatefulSetRollsAndRollsBack(t *testing.T) {
 	inWorld(t, []client.Object{newSet(3)}, func(w *world) {
 		w.settle()
@@ -594,7 +608,7 @@ func crashSet(t *testing.T, change []func(*appsv1.StatefulSet), after int) (end 
 		w := &world{Cluster: controllertest.New(t, newSet(3, change...)), t: t, events: &notes{}}
 		check := orderWatch(w)
 		if w.set().Spec.PodManagementPolicy == appsv1.ParallelPodManagement {
-			check = func(controllertest.Write) error { return nil }
+			check = identityWatch(w)
 		}
 		var mu sync.Mutex // guards crashed and writes
 		crashed := false
@@ -654,4 +668,31 @@ func summarizeSet(w *world) string {
 	status := w.set().Status
 	out = append(out, fmt.Sprintf("%d of %d at %s, %d available", status.UpdatedReplicas, status.Replicas, status.CurrentRevision, status.AvailableReplicas))
 	return strings.Join(out, "\n")
+}
+
+func BenchmarkStatefulSetPass(b *testing.B) {
+	const count = 5000
+	now := time.Unix(1e9, 0)
+	set := newSet(count, withClaims(deleteClaims, retainClaims), parallel)
+	set.UID = "set"
+	var text strings.Builder
+	for i := range count {
+		fmt.Fprintf(&text, "%d@r2 ", i)
+	}
+	claims := map[string]*corev1.PersistentVolumeClaim{}
+	for i := range count {
+		claim := claimsOf(set, i)[0]
+		claim.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(set, statefulSetKind())}
+		claims[claim.Name] = claim
+	}
+	state := setState{
+		set: set, pods: setPods(set, text.String(), now), now: now, current: setRevision{"r2", &set.Spec.Template}, update: setRevision{"r2", &set.Spec.Template},
+		claim: func(name string) *corev1.PersistentVolumeClaim { return claims[name] },
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if plan := planStatefulSet(state); len(plan.phases) > 0 {
+			b.Fatal(planned(plan))
+		}
+	}
 }
