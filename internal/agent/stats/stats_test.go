@@ -1,6 +1,7 @@
 package stats_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"gantry.dev/gantry/internal/agent/stats"
 )
@@ -236,5 +238,36 @@ func BenchmarkNode(b *testing.B) {
 		if err := r.Node(&n); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkSample is what happens every 15 s on a node with ten pods.
+func BenchmarkSample(b *testing.B) {
+	root := b.TempDir()
+	var pods []*corev1.Pod
+	for i := range 10 {
+		pod := runningPod()
+		pod.UID = types.UID(fmt.Sprint("u", i))
+		pods = append(pods, pod)
+		for _, dir := range []string{"", "/1"} {
+			path := filepath.Join(root, "cg/kubepods/besteffort/pod"+string(pod.UID)+dir)
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				b.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(path, "cpu.stat"), []byte("usage_usec 5\nuser_usec 3\nsystem_usec 2\n"), 0o600); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "cg/cgroup.controllers"), nil, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	r, err := stats.New(stats.Options{Pods: func() []*corev1.Pod { return pods }, PodsDir: root, LogDir: root, CgroupMount: filepath.Join(root, "cg")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Sample()
 	}
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +102,13 @@ func TestPlanBalancers(t *testing.T) {
 func TestBalancer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := controllertest.New(t, client.Object(ptr(balancerNode("a", "10.0.0.1", nil))))
+		failures := 0
+		c.SetBeforeWrite(func(w controllertest.Write) error { // what cannot be written is tried again
+			if failures++; w.Sub == "status" && failures%2 == 1 {
+				return errors.New("the write is lost")
+			}
+			return nil
+		})
 		b, err := NewBalancer(c, c, silent{}, BalancerOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -134,8 +142,8 @@ func TestBalancer(t *testing.T) {
 		}
 		addresses("10.0.0.1", "10.0.0.2")
 		lost := balancerNode("b", "10.0.0.2", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown })
-		if err := c.Status().Update(ctx, &lost); err != nil {
-			t.Fatal(err)
+		for c.Status().Update(ctx, &lost) != nil { // every other one is lost
+			lost.ResourceVersion = ""
 		}
 		addresses("10.0.0.1")
 		var now corev1.Service
