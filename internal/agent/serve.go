@@ -48,7 +48,7 @@ func (a *Agent) Stats() *stats.Reader { return a.stats }
 func newStats(a *Agent) (*stats.Reader, error) {
 	opts := stats.Options{
 		NodeName: a.opts.NodeName, Pods: a.Pods, PodsDir: a.opts.PodsDir, LogDir: a.opts.LogDir, ImageDir: a.opts.ImageDir,
-		CgroupRoot: a.opts.CgroupRoot,
+		CgroupRoot: a.opts.CgroupRoot, VolumeDir: a.volumeDir,
 	}
 	if runtime, ok := a.runtime.(interface {
 		Layer(ctx context.Context, containerID string) (string, error)
@@ -56,6 +56,22 @@ func newStats(a *Agent) (*stats.Reader, error) {
 		opts.Layer = runtime.Layer
 	}
 	return stats.New(opts)
+}
+
+// volumeDir is where a volume of a pod lies; false until it is made.
+func (a *Agent) volumeDir(pod *corev1.Pod, name string) (string, bool) {
+	a.mu.Lock()
+	w := a.workers[pod.UID]
+	a.mu.Unlock()
+	if w == nil {
+		return "", false
+	}
+	mounts := w.made.Load()
+	if mounts == nil {
+		return "", false
+	}
+	m, ok := (*mounts)[name]
+	return m.HostPath, ok
 }
 
 // logAttempts lists the attempts of a container that have a log.

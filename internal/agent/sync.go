@@ -287,6 +287,7 @@ func (w *worker) setUpVolumes(ctx context.Context, pod *corev1.Pod) error {
 		return fmt.Errorf("setting up volumes: %w", err)
 	}
 	w.volumes, w.mountsAt = mounted, time.Now()
+	w.made.Store(&mounted)
 	return nil
 }
 

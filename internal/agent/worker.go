@@ -38,7 +38,8 @@ type worker struct {
 	stale atomic.Bool // the runtime has news
 	dirty atomic.Bool // a ConfigMap or Secret of the pod has changed
 
-	namespace atomic.Pointer[string] // path of the pod's network namespace; nil until it has one
+	namespace atomic.Pointer[string]                    // path of the pod's network namespace; nil until it has one
+	made      atomic.Pointer[map[string]volume.Mounted] // volumes as they were last made, by name; read-only
 
 	admitted bool // counts against the node's capacity; guarded by agent.mu
 

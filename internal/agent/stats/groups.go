@@ -132,26 +132,41 @@ type ClaimVolume struct {
 
 // ClaimVolumes measures the file systems of mounted volumes that have claims.
 func (r *Reader) ClaimVolumes() []ClaimVolume {
-	if r.opts.VolumeDir == nil {
-		return nil
-	}
 	var list []ClaimVolume
 	seen := map[string]bool{}
 	for _, pod := range r.opts.Pods() {
-		for i := range pod.Spec.Volumes {
-			claim := pod.Spec.Volumes[i].PersistentVolumeClaim
-			if claim == nil || seen[pod.Namespace+"/"+claim.ClaimName] {
-				continue
+		r.forClaims(pod, func(_, claim string, fs FS) {
+			if key := pod.Namespace + "/" + claim; !seen[key] {
+				seen[key] = true
+				list = append(list, ClaimVolume{pod.Namespace, claim, fs})
 			}
-			dir, ok := r.opts.VolumeDir(pod, pod.Spec.Volumes[i].Name)
-			if !ok {
-				continue
-			}
-			if fs, err := ReadFS(dir); err == nil {
-				seen[pod.Namespace+"/"+claim.ClaimName] = true
-				list = append(list, ClaimVolume{pod.Namespace, claim.ClaimName, fs})
-			}
-		}
+		})
 	}
 	return list
+}
+
+// forClaims calls f with the volumes of a pod that claims stand for, and their file systems.
+func (r *Reader) forClaims(pod *corev1.Pod, f func(volume, claim string, fs FS)) {
+	if r.opts.VolumeDir == nil {
+		return
+	}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		claim := ""
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			claim = v.PersistentVolumeClaim.ClaimName
+		case v.Ephemeral != nil:
+			claim = pod.Name + "-" + v.Name
+		default:
+			continue
+		}
+		dir, ok := r.opts.VolumeDir(pod, v.Name)
+		if !ok {
+			continue
+		}
+		if fs, err := ReadFS(dir); err == nil {
+			f(v.Name, claim, fs)
+		}
+	}
 }

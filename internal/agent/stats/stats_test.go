@@ -241,6 +241,34 @@ func BenchmarkNode(b *testing.B) {
 	}
 }
 
+func TestClaimVolumes(t *testing.T) {
+	root := t.TempDir()
+	pod := runningPod()
+	pod.Spec.Volumes = []corev1.Volume{
+		{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "db"}}},
+		{Name: "again", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "db"}}},
+		{Name: "own", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}},
+		{Name: "pending", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "later"}}},
+	}
+	r, err := stats.New(stats.Options{
+		Pods: func() []*corev1.Pod { return []*corev1.Pod{pod} }, PodsDir: root, LogDir: root,
+		VolumeDir: func(_ *corev1.Pod, volume string) (string, bool) { return root, volume != "pending" },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, v := range r.ClaimVolumes() {
+		got = append(got, v.Namespace+"/"+v.Claim)
+		if v.CapacityBytes == 0 {
+			t.Errorf("claim %s has no capacity", v.Claim)
+		}
+	}
+	if diff := cmp.Diff([]string{"default/db", "default/web-own"}, got); diff != "" {
+		t.Errorf("claims (-want +got):\n%s", diff)
+	}
+}
+
 // BenchmarkSample is what happens every 15 s on a node with ten pods.
 func BenchmarkSample(b *testing.B) {
 	root := b.TempDir()

@@ -150,13 +150,13 @@ func (r *Reader) podSummary(ctx context.Context, pod *corev1.Pod, brief bool) (s
 	out.ProcessStats = &statsapi.ProcessStats{ProcessCount: &pids}
 	out.Network = network(r.interfaces(pod), metav1.NewTime(u.At))
 	if s, err := r.Storage(ctx, pod); err == nil {
-		r.addStorage(&out, s)
+		r.addStorage(&out, pod, s)
 	}
 	return out, true
 }
 
 // addStorage adds the disk space of a pod.
-func (r *Reader) addStorage(out *statsapi.PodStats, s Storage) {
+func (r *Reader) addStorage(out *statsapi.PodStats, pod *corev1.Pod, s Storage) {
 	nodeFS, imageFS, err := r.NodeFS()
 	if err != nil {
 		return
@@ -175,6 +175,11 @@ func (r *Reader) addStorage(out *statsapi.PodStats, s Storage) {
 	for name, v := range s.Volumes {
 		out.VolumeStats = append(out.VolumeStats, statsapi.VolumeStats{Name: name, FsStats: *fsStats(v.FS)})
 	}
+	r.forClaims(pod, func(volume, claim string, fs FS) {
+		out.VolumeStats = append(out.VolumeStats, statsapi.VolumeStats{
+			Name: volume, FsStats: *fsStats(fs), PVCRef: &statsapi.PVCReference{Namespace: pod.Namespace, Name: claim},
+		})
+	})
 	out.EphemeralStorage = part(nodeFS, s.UsedBytes, s.InodesUsed)
 }
 
