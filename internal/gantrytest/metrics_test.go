@@ -110,7 +110,9 @@ func TestMetricsAPI(t *testing.T) {
 	})
 }
 
-func metricsService() ctrlclient.ObjectKey { return ctrlclient.ObjectKey{Name: "v1beta1.metrics.k8s.io"} }
+func metricsService() ctrlclient.ObjectKey {
+	return ctrlclient.ObjectKey{Name: "v1beta1.metrics.k8s.io"}
+}
 
 // takeOver changes the APIService as metrics-server's manifest does.
 func takeOver(t *testing.T, c *Cluster) {
