@@ -10,6 +10,8 @@
 // the client. Plugins, weights, scores and messages are kube-scheduler 1.36's; package
 // parity compares them.
 //
-// DynamicResources is left out: pods with resource claims wait. Start at Scheduler.Run; State.Place is the heart, plan
-// and view are how pods know of each other. ADR 18 says why.
+// DynamicResources is left out: pods with resource claims wait. State is in state.go, pods.go and the files of the
+// filters and scores; plan and view are how pods know of each other. Scheduler is in scheduler.go: queue.go says who is
+// next, hints.go what wakes those that wait, preempt.go who is evicted, nominate.go and write.go what is told. profile.go
+// reads the configuration. ADR 18 and 19 say why. Start at Scheduler.Run; State.Place is the heart.
 package scheduler

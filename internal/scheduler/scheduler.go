@@ -42,8 +42,11 @@ type Options struct {
 	Config      *Config
 	BindWorkers int           // bindings and status writes at once; default 64
 	BindTimeout time.Duration // limit for one write; default 10s
-	Metrics     *Metrics      // counts what happens; default none
-	Log         *slog.Logger  // default: discard
+	// Recorders write the events about pods of other profiles than the first, by schedulerName, since
+	// kube-scheduler has a source a profile; default: the Recorder given to New.
+	Recorders map[string]Recorder
+	Metrics   *Metrics     // counts what happens; default none
+	Log       *slog.Logger // default: discard
 }
 
 // Scheduler places the pods that name one of its profiles. It is safe for concurrent use.
@@ -138,6 +141,15 @@ func (s *Scheduler) Why(pod *corev1.Pod) Diagnosis {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state.Diagnose(pod)
+}
+
+// event records an event about a pod that a scheduler of that name places.
+func (s *Scheduler) event(scheduler string, pod *corev1.Pod, kind, reason, note string) {
+	if recorder := s.opts.Recorders[scheduler]; recorder != nil {
+		recorder.Event(pod, kind, reason, note)
+		return
+	}
+	s.recorder.Event(pod, kind, reason, note)
 }
 
 // now is the time; back-offs and preemption count with it.

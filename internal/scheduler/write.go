@@ -178,7 +178,7 @@ func (s *Scheduler) bound(j *job) {
 	s.dequeue(j.pod)
 	s.mu.Unlock()
 	s.opts.Metrics.attempt(j, "scheduled")
-	s.recorder.Event(j.pod, corev1.EventTypeNormal, "Scheduled",
+	s.event(j.pod.Spec.SchedulerName, j.pod, corev1.EventTypeNormal, "Scheduled",
 		fmt.Sprintf("Successfully assigned %s/%s to %s", j.pod.Namespace, j.pod.Name, j.node))
 }
 
@@ -294,7 +294,7 @@ func (s *Scheduler) evictOne(ctx context.Context, j *job, victim *corev1.Pod) er
 	s.mu.Lock()
 	s.stats.Preempted++
 	s.mu.Unlock()
-	s.recorder.Event(victim, corev1.EventTypeNormal, "Preempted", fmt.Sprintf("Preempted by pod %s on node %s", j.pod.UID, *j.nominate))
+	s.event(j.pod.Spec.SchedulerName, victim, corev1.EventTypeNormal, "Preempted", fmt.Sprintf("Preempted by pod %s on node %s", j.pod.UID, *j.nominate))
 	return nil
 }
 
@@ -341,7 +341,7 @@ func (s *Scheduler) evicted(j *job, err error) {
 func (s *Scheduler) report(ctx context.Context, j *job, reason string) error {
 	var condition *corev1.PodCondition
 	if j.message != "" {
-		s.recorder.Event(j.pod, corev1.EventTypeWarning, "FailedScheduling", shorten(j.message))
+		s.event(j.pod.Spec.SchedulerName, j.pod, corev1.EventTypeWarning, "FailedScheduling", shorten(j.message))
 		condition = &corev1.PodCondition{
 			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: reason, Message: j.message,
 			ObservedGeneration: j.pod.Generation,

@@ -37,8 +37,12 @@ func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) er
 	if err != nil {
 		return err
 	}
-	recorder := cp.Events(events.Source{Component: "default-scheduler", Actions: scheduler.EventActions()})
-	s, err := scheduler.New(c, informers, recorder, scheduler.Options{Config: cp.schedulers, Metrics: metrics, Log: cp.opts.Logger})
+	recorders := map[string]scheduler.Recorder{}
+	for _, profile := range cp.schedulers.Profiles {
+		recorders[profile.Name] = cp.Events(events.Source{Component: profile.Name, Actions: scheduler.EventActions()})
+	}
+	recorder := recorders[cp.schedulers.Profiles[0].Name]
+	s, err := scheduler.New(c, informers, recorder, scheduler.Options{Config: cp.schedulers, Recorders: recorders, Metrics: metrics, Log: cp.opts.Logger})
 	if err != nil {
 		return err
 	}
