@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,7 +117,11 @@ func setCgroup(path string, res container.Resources) error {
 	values := cgroupValues(unifiedCgroups(), res)
 	for _, v := range values {
 		file := filepath.Join(cgroupRoot, v.controller, path, v.file)
-		if err := os.WriteFile(file, []byte(v.value), 0o644); err != nil {
+		err := os.WriteFile(file, []byte(v.value), 0o644)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(v.file, "hugetlb.") {
+			continue // a kernel without huge pages, or not of that size, gives none either
+		}
+		if err != nil {
 			return fmt.Errorf("set %s of cgroup %s to %s: %w", v.file, path, v.value, err)
 		}
 	}
@@ -170,6 +175,10 @@ func cgroupValues(unified bool, res container.Resources) []cgroupValue {
 			limit = "max"
 		}
 		add("pids", "pids.max", "pids.max", limit, limit)
+	}
+	for _, size := range slices.Sorted(maps.Keys(res.HugepageLimits)) {
+		limit := strconv.FormatUint(res.HugepageLimits[size], 10)
+		add("hugetlb", "hugetlb."+size+".limit_in_bytes", "hugetlb."+size+".max", limit, limit)
 	}
 	if unified {
 		for file, value := range res.Unified {
