@@ -118,8 +118,12 @@ type Options struct {
 
 	MaxPods      int                 // default 110
 	PodPIDs      int64               // limit of processes a pod, 0 is none
+	LogMaxBytes  int64               // size at which a container's log is rotated; default 10 MiB
+	LogMaxFiles  int                 // files of a container's log; default 5
 	Capacity     corev1.ResourceList // default: detected
 	Reserved     corev1.ResourceList // capacity that pods cannot have
+	Eviction     Eviction            // when the node ends pods because it runs short
+	Shutdown     Shutdown            // how the node goes down with its machine
 	NodeInfo     corev1.NodeSystemInfo
 	NodeLabels   map[string]string // added when the node registers
 	NodeTaints   []corev1.Taint    // set when the node registers
@@ -173,6 +177,7 @@ func (o *Options) complete() error {
 	o.ImageHighPercent = cmp.Or(o.ImageHighPercent, 85)
 	o.ImageLowPercent = cmp.Or(o.ImageLowPercent, 80)
 	o.ImageMinAge = cmp.Or(o.ImageMinAge, 2*time.Minute)
+	o.Eviction.complete()
 	o.ParallelPulls = cmp.Or(o.ParallelPulls, 4)
 	o.StatusWriters = cmp.Or(o.StatusWriters, 4)
 	if o.DiskUsage == nil {
@@ -215,6 +220,11 @@ type Agent struct {
 	devices  *device.Manager
 	statics  *statics
 	nodeNews chan struct{} // the node's status has changed
+	classes  *classes      // nil: the runtime sets no limits while containers run
+	pressure *pressure
+	shutdown *shutdown
+	unused   *unusedImages
+	node     atomic.Pointer[corev1.Node] // the newest; nil until the API has told
 
 	podCIDRs   atomic.Pointer[[]string]  // of the node; nil until the API has assigned them
 	cidrSet    chan struct{}             // closed when podCIDRs is first set
@@ -263,6 +273,7 @@ func New(parts Parts, opts Options) (*Agent, error) {
 		nodeNews:  make(chan struct{}, 1), folderNews: make(chan struct{}, 1),
 		workers: map[types.UID]*worker{},
 		events:  newRecorder(parts.Client, opts.NodeName, opts.Logger),
+		unused:  &unusedImages{since: map[string]time.Time{}},
 	}
 	a.capacity = opts.Capacity
 	if a.capacity == nil {
@@ -277,6 +288,9 @@ func New(parts Parts, opts Options) (*Agent, error) {
 	a.puller = newPuller(a)
 	a.statuses = newStatusWriter(a)
 	a.probes = newProber(a)
+	a.classes = newClasses(a)
+	a.pressure = newPressure(a)
+	a.shutdown = newShutdown(a)
 	a.stats, err = newStats(a)
 	return a, err
 }
@@ -301,8 +315,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	a.running = true
 	a.mu.Unlock()
-	for _, f := range []func(context.Context){a.events.run, a.runDevices, a.statics.run, a.runNode, a.runLease, a.statuses.run} {
+	for _, f := range []func(context.Context){a.events.run, a.runDevices, a.statics.run, a.runNode, a.runLease, a.statuses.run, a.shutdown.run} {
 		a.spawn(f)
+	}
+	if a.classes != nil {
+		a.classes.prepare()
+		a.spawn(a.classes.run)
 	}
 	group.Go(func() error { return a.dispatchRuntimeEvents(ctx, runtimeEvents) })
 	a.recallRanges()
@@ -313,6 +331,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if !a.opts.DisableCollection {
 		a.spawn(a.runCollection)
+		a.spawn(a.pressure.run)
 		group.Go(func() error { return a.stats.Run(ctx) })
 	}
 	if a.opts.LocalVolumes != nil {

@@ -32,6 +32,7 @@ type rig struct {
 
 	static    StaticPods
 	informers Informers // nil: api
+	figures   figures   // nil: the machine's
 }
 
 // bubble runs a test on a node whose agent runs.
@@ -71,6 +72,9 @@ func (r *rig) start() {
 	}, r.opts)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.figures != nil {
+		a.pressure.figures = r.figures
 	}
 	ctx, cancel := context.WithCancel(r.t.Context())
 	done := make(chan error, 1)

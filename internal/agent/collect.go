@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,11 +25,14 @@ const (
 // runCollection removes what nobody needs: dead containers but the newest of each, images when
 // the disk fills up, folders of pods that are gone.
 func (a *Agent) runCollection(ctx context.Context) {
-	unused := map[string]time.Time{} // since when an image is seen unused
-	lastImages := time.Now()
+	lastImages, lastResizes := time.Now(), time.Now()
 	for lifecycle.Pause(ctx, containerCollection) {
 		if err := a.collectContainers(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("cannot collect dead containers", "error", err)
+		}
+		if time.Since(lastResizes) >= resizeRetry {
+			lastResizes = time.Now()
+			a.roomChanged()
 		}
 		if err := a.collectPods(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("cannot collect the folders of pods that are gone", "error", err)
@@ -36,7 +41,7 @@ func (a *Agent) runCollection(ctx context.Context) {
 			continue
 		}
 		lastImages = time.Now()
-		if err := a.collectImages(ctx, unused, time.Now()); err != nil && ctx.Err() == nil {
+		if err := a.collectImages(ctx, time.Now(), false); err != nil && ctx.Err() == nil {
 			a.events.node(corev1.EventTypeWarning, "ImageGCFailed", err.Error())
 			a.log.Warn("cannot collect images", "error", err)
 		}
@@ -106,9 +111,18 @@ func (a *Agent) collectPods(ctx context.Context) error {
 	return nil
 }
 
+// unusedImages remembers since when images are seen unused.
+type unusedImages struct {
+	mu    sync.Mutex // guards the field below, and one collection at a time
+	since map[string]time.Time
+}
+
 // collectImages frees disk space from the high to the low threshold, by the images that were
-// unused for longest. unused remembers since when each was seen so.
-func (a *Agent) collectImages(ctx context.Context, unused map[string]time.Time, now time.Time) error {
+// unused for longest. With all it removes every image that is unused for long enough.
+func (a *Agent) collectImages(ctx context.Context, now time.Time, all bool) error {
+	a.unused.mu.Lock()
+	defer a.unused.mu.Unlock()
+	unused := a.unused.since
 	images, err := a.images.Images(ctx)
 	if err != nil {
 		return fmt.Errorf("listing images: %w", err)
@@ -139,10 +153,13 @@ func (a *Agent) collectImages(ctx context.Context, unused map[string]time.Time, 
 	if err != nil {
 		return fmt.Errorf("measuring the disk: %w", err)
 	}
-	if capacity <= 0 || usedBytes*100 < capacity*int64(a.opts.ImageHighPercent) {
+	if !all && (capacity <= 0 || usedBytes*100 < capacity*int64(a.opts.ImageHighPercent)) {
 		return nil
 	}
 	toFree := usedBytes - capacity*int64(a.opts.ImageLowPercent)/100
+	if all {
+		toFree = math.MaxInt64
+	}
 	slices.SortFunc(candidates, func(x, y container.Image) int { return lastUse(x, unused).Compare(lastUse(y, unused)) })
 	freed := int64(0)
 	for _, image := range candidates {
@@ -158,7 +175,7 @@ func (a *Agent) collectImages(ctx context.Context, unused map[string]time.Time, 
 		delete(unused, image.ID)
 		freed += image.SizeBytes
 	}
-	if freed < toFree {
+	if freed < toFree && !all {
 		a.events.node(corev1.EventTypeWarning, "FreeDiskSpaceFailed",
 			fmt.Sprintf("Failed to garbage collect required amount of images. Attempted to free %d bytes, but only found %d bytes eligible to free.", toFree, freed))
 	}

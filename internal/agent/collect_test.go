@@ -33,8 +33,8 @@ func TestImageCollection(t *testing.T) {
 		}
 		used := int64(90_000)
 		r.agent.opts.DiskUsage = func(string) (int64, int64, error) { return used, 100_000, nil }
-		unused := map[string]time.Time{"sha256:old:1": time.Now().Add(-time.Hour), "sha256:new:1": time.Now()}
-		if err := r.agent.collectImages(t.Context(), unused, time.Now()); err != nil {
+		r.agent.unused.since = map[string]time.Time{"sha256:old:1": time.Now().Add(-time.Hour), "sha256:new:1": time.Now()}
+		if err := r.agent.collectImages(t.Context(), time.Now(), false); err != nil {
 			t.Fatal(err)
 		}
 		var left []string
@@ -46,11 +46,18 @@ func TestImageCollection(t *testing.T) {
 			t.Errorf("left are %v, want %v: the one in use and the one that is too young", left, want)
 		}
 		used = 84_000
-		if err := r.agent.collectImages(t.Context(), map[string]time.Time{"sha256:new:1": time.Now().Add(-time.Hour)}, time.Now()); err != nil {
+		r.agent.unused.since = map[string]time.Time{"sha256:new:1": time.Now().Add(-time.Hour)}
+		if err := r.agent.collectImages(t.Context(), time.Now(), false); err != nil {
 			t.Fatal(err)
 		}
 		if images, _ = r.images.Images(t.Context()); len(images) != 2 {
 			t.Error("images were removed below the threshold")
+		}
+		if err := r.agent.collectImages(t.Context(), time.Now(), true); err != nil {
+			t.Fatal(err)
+		}
+		if images, _ = r.images.Images(t.Context()); len(images) != 1 {
+			t.Errorf("%d images are left after all unused ones were to go, want 1", len(images))
 		}
 	})
 }

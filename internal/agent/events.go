@@ -40,6 +40,11 @@ func (r *recorder) pod(pod *corev1.Pod, kind, reason, message string) {
 	r.record(podReference(pod, ""), kind, reason, message)
 }
 
+// podAnnotated records an event about a pod, with annotations for programs to read.
+func (r *recorder) podAnnotated(pod *corev1.Pod, annotations map[string]string, kind, reason, message string) {
+	r.recordAnnotated(podReference(pod, ""), annotations, kind, reason, message)
+}
+
 // container records an event about one container of a pod.
 func (r *recorder) container(pod *corev1.Pod, c *corev1.Container, kind, reason, message string) {
 	r.containerNamed(pod, c.Name, kind, reason, message)
@@ -74,6 +79,10 @@ func podReference(pod *corev1.Pod, field string) corev1.ObjectReference {
 }
 
 func (r *recorder) record(about corev1.ObjectReference, kind, reason, message string) {
+	r.recordAnnotated(about, nil, kind, reason, message)
+}
+
+func (r *recorder) recordAnnotated(about corev1.ObjectReference, annotations map[string]string, kind, reason, message string) {
 	now := metav1.Now()
 	namespace := about.Namespace
 	if namespace == "" {
@@ -82,7 +91,7 @@ func (r *recorder) record(about corev1.ObjectReference, kind, reason, message st
 	event := &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      fmt.Sprintf("%v.%x", about.Name, r.stamp(now.UnixNano())),
-			Namespace: namespace,
+			Namespace: namespace, Annotations: annotations,
 		},
 		InvolvedObject:      about,
 		Reason:              reason,

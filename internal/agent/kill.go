@@ -106,6 +106,9 @@ func (w *worker) killAll(ctx context.Context, pod *corev1.Pod, removed bool) err
 			defer order.ended(status.Name)
 			c := podstatus.Container(pod, status.Name)
 			left := grace(pod, c, podstatus.KillOther)
+			if w.graceLimit != nil {
+				left = min(left, *w.graceLimit)
+			}
 			if removed && pod.DeletionTimestamp == nil {
 				left = min(left, 30*time.Second) // deleted without grace: nobody waits for it
 			}

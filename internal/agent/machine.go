@@ -13,16 +13,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"gantry.dev/gantry/internal/agent/eviction"
 	"gantry.dev/gantry/internal/container"
 )
 
 type containerImage = container.Image
-
-// Below these the node is short of memory or disk: the kubelet's hard eviction thresholds.
-const (
-	minFreeMemoryBytes = 100 << 20
-	minFreeDiskPercent = 10
-)
 
 // detectCapacity asks the kernel what the machine has.
 func detectCapacity(opts Options) corev1.ResourceList {
@@ -99,34 +94,24 @@ func diskUsage(path string) (used, capacity int64, err error) {
 	return capacity - int64(fs.Bavail)*fs.Bsize, capacity, nil
 }
 
-func (a *Agent) diskPressure() bool {
-	used, capacity, err := a.opts.DiskUsage(existing(a.opts.PodsDir))
-	return err == nil && capacity > 0 && (capacity-used)*100 < capacity*minFreeDiskPercent
-}
-
-func (a *Agent) memoryPressure() bool {
-	if a.opts.Capacity != nil {
-		return false // a capacity that was given is not this machine's
-	}
-	info := memoryInfo()
-	return info["MemTotal"] > 0 && info["MemAvailable"] < minFreeMemoryBytes
-}
-
-// allocatable is what pods may have: the capacity without what is reserved.
+// allocatable is what pods may have: the capacity without what is reserved and what eviction
+// keeps free.
 func (a *Agent) allocatable() corev1.ResourceList {
 	list := maps.Clone(a.capacity)
 	list[corev1.ResourcePods] = *resource.NewQuantity(int64(a.opts.MaxPods), resource.DecimalSI)
-	for name, q := range list {
-		reserved, ok := a.opts.Reserved[name]
-		if !ok {
-			continue
+	for _, taken := range []corev1.ResourceList{a.opts.Reserved, eviction.Reserved(a.opts.Eviction.Thresholds, a.capacity)} {
+		for name, reserved := range taken {
+			q, ok := list[name]
+			if !ok {
+				continue
+			}
+			left := q.DeepCopy()
+			left.Sub(reserved)
+			if left.Sign() < 0 {
+				left = *resource.NewQuantity(0, q.Format)
+			}
+			list[name] = left
 		}
-		left := q.DeepCopy()
-		left.Sub(reserved)
-		if left.Sign() < 0 {
-			left = *resource.NewQuantity(0, q.Format)
-		}
-		list[name] = left
 	}
 	return list
 }

@@ -38,6 +38,7 @@ func (a *Agent) nodeChanged(object client.Object) {
 		return
 	}
 	a.noteFolders(node)
+	a.node.Store(node)
 	ranges := node.Spec.PodCIDRs
 	if len(ranges) == 0 && node.Spec.PodCIDR != "" {
 		ranges = []string{node.Spec.PodCIDR}
@@ -204,7 +205,31 @@ func (a *Agent) reportNode(ctx context.Context, force bool) (wrote bool, err err
 	return true, nil
 }
 
+// tellPressure records an event for each pressure condition that has changed.
+func (a *Agent) tellPressure(before, now corev1.NodeStatus) {
+	holds := func(s corev1.NodeStatus, kind corev1.NodeConditionType) bool {
+		return slices.ContainsFunc(s.Conditions, func(c corev1.NodeCondition) bool { return c.Type == kind && c.Status == corev1.ConditionTrue })
+	}
+	for _, c := range []struct {
+		kind      corev1.NodeConditionType
+		good, bad string
+	}{
+		{corev1.NodeMemoryPressure, "NodeHasSufficientMemory", "NodeHasInsufficientMemory"},
+		{corev1.NodeDiskPressure, "NodeHasNoDiskPressure", "NodeHasDiskPressure"},
+		{corev1.NodePIDPressure, "NodeHasSufficientPID", "NodeHasInsufficientPID"},
+	} {
+		reason := c.good
+		if holds(now, c.kind) {
+			reason = c.bad
+		}
+		if holds(now, c.kind) != holds(before, c.kind) {
+			a.events.node(corev1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", a.opts.NodeName, reason))
+		}
+	}
+}
+
 func (a *Agent) tellReadiness(before, now corev1.NodeStatus) {
+	a.tellPressure(before, now)
 	ready := func(s corev1.NodeStatus) bool {
 		return slices.ContainsFunc(s.Conditions, func(c corev1.NodeCondition) bool {
 			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
@@ -267,29 +292,25 @@ func ptr[T any](v T) *T { return &v }
 // nodeConditions returns the conditions with the agent's own brought up to date, Ready last.
 func (a *Agent) nodeConditions(old []corev1.NodeCondition, now metav1.Time) []corev1.NodeCondition {
 	now = now.Rfc3339Copy()
-	pressure := func(kind corev1.NodeConditionType, under bool, good, bad string) corev1.NodeCondition {
-		c := corev1.NodeCondition{Type: kind, Status: corev1.ConditionFalse, Reason: "KubeletHas" + good, Message: "kubelet has " + bad}
-		if under {
-			c.Status = corev1.ConditionTrue
+	held := a.pressure.current()
+	pressure := func(kind corev1.NodeConditionType, good, goodText, bad, badText string) corev1.NodeCondition {
+		if slices.Contains(held, kind) {
+			return corev1.NodeCondition{Type: kind, Status: corev1.ConditionTrue, Reason: "KubeletHas" + bad, Message: "kubelet has " + badText}
 		}
-		return c
+		return corev1.NodeCondition{Type: kind, Status: corev1.ConditionFalse, Reason: "KubeletHas" + good, Message: "kubelet has " + goodText}
 	}
 	own := []corev1.NodeCondition{
-		pressure(corev1.NodeMemoryPressure, false, "SufficientMemory", "sufficient memory available"),
-		pressure(corev1.NodeDiskPressure, false, "NoDiskPressure", "no disk pressure"),
-		pressure(corev1.NodePIDPressure, false, "SufficientPID", "sufficient PID available"),
+		pressure(corev1.NodeMemoryPressure, "SufficientMemory", "sufficient memory available", "InsufficientMemory", "insufficient memory available"),
+		pressure(corev1.NodeDiskPressure, "NoDiskPressure", "no disk pressure", "DiskPressure", "disk pressure"),
+		pressure(corev1.NodePIDPressure, "SufficientPID", "sufficient PID available", "InsufficientPID", "insufficient PID available"),
 		{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"},
-	}
-	if a.diskPressure() {
-		own[1] = corev1.NodeCondition{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasDiskPressure", Message: "kubelet has disk pressure"}
-	}
-	if a.memoryPressure() {
-		own[0] = corev1.NodeCondition{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionTrue, Reason: "KubeletHasInsufficientMemory", Message: "kubelet has insufficient memory available"}
 	}
 	ready := &own[3]
 	switch problem := a.readyErr.Load(); {
 	case problem != nil:
 		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", *problem
+	case a.shutdown.isStopping():
+		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", shutdownStatus
 	case a.podCIDRs.Load() == nil:
 		ready.Status, ready.Reason = corev1.ConditionFalse, "KubeletNotReady"
 		ready.Message = "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:the node has no pod range yet"

@@ -224,6 +224,8 @@ func (w *worker) config(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		Stdin:      c.Stdin,
 		StdinOnce:  c.StdinOnce,
 		LogPath:    filepath.Join(logDir, strconv.Itoa(attempt)+".log"),
+		LogMaxSize: a.opts.LogMaxBytes,
+		LogMaxFile: a.opts.LogMaxFiles,
 		Labels:     map[string]string{"io.kubernetes.pod.uid": string(w.uid)},
 	}
 	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {

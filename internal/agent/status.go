@@ -155,10 +155,17 @@ func (s *statusWriter) write(ctx context.Context, want wantedStatus) error {
 
 // merge lays the agent's status over what others have written since it was made.
 func merge(current *corev1.Pod, status corev1.PodStatus) corev1.PodStatus {
+	// That the node ends the pod is the agent's to say; others may be about to end it too.
+	ends := slices.ContainsFunc(status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.DisruptionTarget && c.Reason == corev1.PodReasonTerminationByKubelet
+	})
 	own := func(c corev1.PodCondition) bool {
 		switch c.Type {
-		case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReadyToStartContainers:
+		case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReadyToStartContainers,
+			corev1.PodResizePending, corev1.PodResizeInProgress:
 			return true
+		case corev1.DisruptionTarget:
+			return ends
 		}
 		return false
 	}
@@ -173,7 +180,7 @@ func merge(current *corev1.Pod, status corev1.PodStatus) corev1.PodStatus {
 			continue
 		}
 		i := slices.IndexFunc(current.Status.Conditions, func(o corev1.PodCondition) bool { return o.Type == c.Type })
-		if i >= 0 && current.Status.Conditions[i].Status == c.Status {
+		if i >= 0 && current.Status.Conditions[i].Status == c.Status && c.Type != corev1.PodResizePending && c.Type != corev1.PodResizeInProgress {
 			c.LastTransitionTime = current.Status.Conditions[i].LastTransitionTime
 		}
 		conditions = append(conditions, c)

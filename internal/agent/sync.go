@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,12 +14,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	resourcehelper "k8s.io/component-helpers/resource"
 
 	"gantry.dev/gantry/internal/agent/podconfig"
 	"gantry.dev/gantry/internal/agent/podstatus"
+	"gantry.dev/gantry/internal/agent/resize"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/volume"
 )
@@ -33,21 +33,28 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod, removed bool) (time.
 			w.finished, w.reported = true, status
 		}
 	}
+	w.takeEnding(pod)
 	if removed || pod.DeletionTimestamp != nil || podstatus.Terminal(pod.Status.Phase) || w.finished {
-		return w.terminate(ctx, pod, removed)
+		return w.terminate(ctx, w.granted(pod), removed)
 	}
-	if !w.seenPod && pod.Status.Phase != corev1.PodRunning && w.failure == nil {
-		w.failure = w.forbiddenSysctl(pod)
-		if w.failure == nil {
+	if w.failure == nil && !w.counted && !w.seenPod && pod.Status.Phase != corev1.PodRunning {
+		if w.failure = w.forbiddenSysctl(pod); w.failure == nil {
 			failure, err := w.admitDevices(ctx, pod)
 			if err != nil {
 				return 0, err
 			}
 			w.failure = failure
 		}
-		if w.failure == nil {
-			w.failure = w.agent.admit(w, pod)
+	}
+	if w.failure == nil {
+		var wait time.Duration
+		if w.failure, wait = w.takeCount(pod); wait > 0 {
+			return wait, nil
 		}
+	}
+	pod, err := w.settleResize(ctx, pod)
+	if err != nil {
+		return 0, err
 	}
 	untilDeadline := w.checkDeadline(pod)
 	status := w.report(pod, false)
@@ -140,7 +147,8 @@ func (w *worker) report(pod *corev1.Pod, ended bool) corev1.PodStatus {
 	}
 	status := podstatus.Generate(podstatus.Input{
 		Pod: pod, Old: old, Observed: observed, Probes: w.agent.probes, Waiting: w.waiting,
-		HostIPs: w.agent.opts.NodeIPs, Ended: ended, Failure: w.failure, Now: metav1.Now(),
+		HostIPs: w.agent.opts.NodeIPs, Ended: ended, Failure: w.failure, Now: metav1.Now(), Disruption: w.disruption,
+		Has: w.resize.record.Given, HasPod: w.resize.record.GivenPod, Resize: w.resizeConditions(),
 	})
 	w.agent.devices.Health(w.uid, status.ContainerStatuses)
 	w.mu.Lock()
@@ -178,7 +186,11 @@ func (w *worker) checkDeadline(pod *corev1.Pod) time.Duration {
 func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (time.Duration, error) {
 	for range 1000 { // each turn starts or kills something, so this is a bound, not a limit
 		actions := podstatus.Next(pod, w.observed, w.agent.probes)
-		idleNow := len(actions.Kill)+len(actions.Init)+len(actions.Start)+len(actions.Ephemeral) == 0
+		changes := w.resizeChanges(pod)
+		restartForResize(pod, changes, &actions)
+		resizing := w.resize.record.InProgress() && !actions.Stop
+		w.finishResize(pod)
+		idleNow := len(actions.Kill)+len(actions.Init)+len(actions.Start)+len(actions.Ephemeral) == 0 && !resizing
 		if actions.Stop && !actions.Sandbox {
 			w.report(pod, false)
 			return w.terminate(ctx, pod, false)
@@ -196,13 +208,17 @@ func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (time.Duration, e
 				return 0, err
 			}
 		}
+		var resizeErr error
+		if resizing {
+			resizeErr = w.applyResize(ctx, pod, changes)
+		}
 		started, next, err := w.startAll(ctx, pod, actions)
 		w.stale.Store(true)
 		if observeErr := w.observe(ctx, pod); observeErr != nil {
 			return 0, observeErr
 		}
 		w.report(pod, false)
-		if err != nil || !started {
+		if err = cmp.Or(err, resizeErr); err != nil || !started && !resizing {
 			return next, err
 		}
 		w.agent.probes.keep(w, w.observed.Containers)
@@ -330,6 +346,7 @@ func (w *worker) facts() volume.Facts {
 func (w *worker) makeSandbox(ctx context.Context, pod *corev1.Pod) error {
 	a := w.agent
 	w.seenPod = true
+	w.resize.applied = podconfig.PodResources(pod, a.opts.PodPIDs)
 	err := func() error {
 		if !pod.Spec.HostNetwork {
 			if err := w.connect(ctx, pod); err != nil {
@@ -392,7 +409,7 @@ func (w *worker) sandboxSpec(pod *corev1.Pod) container.Sandbox {
 		HostIPC:    pod.Spec.HostIPC,
 		ShareProcs: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
 		CgroupPath: podconfig.CgroupPath(a.opts.CgroupRoot, pod),
-		Resources:  podconfig.PodResources(pod, a.opts.PodPIDs),
+		Resources:  w.resize.applied,
 		LogDir:     a.podLogDir(pod.Namespace, pod.Name, pod.UID),
 		Labels:     maps.Clone(pod.Labels),
 		Annotations: map[string]string{
@@ -401,6 +418,9 @@ func (w *worker) sandboxSpec(pod *corev1.Pod) container.Sandbox {
 	}
 	if w.static.Name != "" {
 		s.Annotations[annotationSource] = sourceFile
+	}
+	if text, err := w.resize.record.Text(); err == nil {
+		s.Annotations[resize.Annotation] = text
 	}
 	if !pod.Spec.HostNetwork {
 		s.NetNSPath = *w.namespace.Load()
@@ -447,6 +467,9 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, removed bool) (
 			return 0, err
 		}
 		w.cleaned = true
+		close(w.ended)
+		a.classesChanged()
+		a.roomChanged()
 	}
 	if removed || a.gone(ctx, pod) && a.synced.Load() {
 		if err := a.removeFiles(pod.Namespace, pod.Name, pod.UID); err != nil {
@@ -475,57 +498,6 @@ func (w *worker) clean(ctx context.Context, pod *corev1.Pod) error {
 		return fmt.Errorf("removing the pod's volumes: %w", err)
 	}
 	return nil
-}
-
-// admit says why a new pod cannot run here; nil lets it in, and counts it from then on.
-func (a *Agent) admit(w *worker, pod *corev1.Pod) *podstatus.Waiting {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if w.admitted {
-		return nil
-	}
-	used := corev1.ResourceList{corev1.ResourcePods: *resource.NewQuantity(0, resource.DecimalSI)}
-	for _, other := range a.workers {
-		if other != w && other.admitted && !other.done() {
-			addPod(used, other.current())
-		}
-	}
-	wanted := corev1.ResourceList{}
-	addPod(wanted, pod)
-	allocatable := a.allocatable()
-	for _, name := range []corev1.ResourceName{corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {
-		request, capacity, has := wanted[name], allocatable[name], used[name]
-		total := has.DeepCopy()
-		total.Add(request)
-		if _, limited := allocatable[name]; !limited || request.IsZero() || total.Cmp(capacity) <= 0 {
-			continue
-		}
-		value := func(q resource.Quantity) int64 {
-			if name == corev1.ResourceCPU {
-				return q.MilliValue()
-			}
-			return q.Value()
-		}
-		message := fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, value(request), value(has), value(capacity))
-		reason := "OutOf" + string(name)
-		a.events.pod(pod, corev1.EventTypeWarning, reason, message)
-		return &podstatus.Waiting{Reason: reason, Message: "Pod was rejected: " + message}
-	}
-	w.admitted = true
-	return nil
-}
-
-// addPod adds what a pod requests, and itself, to a sum.
-func addPod(sum corev1.ResourceList, pod *corev1.Pod) {
-	add := func(name corev1.ResourceName, q resource.Quantity) {
-		total := sum[name]
-		total.Add(q)
-		sum[name] = total
-	}
-	add(corev1.ResourcePods, *resource.NewQuantity(1, resource.DecimalSI))
-	for name, q := range resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{}) {
-		add(name, q)
-	}
 }
 
 // current is the newest version of the pod.

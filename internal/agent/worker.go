@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"gantry.dev/gantry/internal/agent/podstatus"
+	"gantry.dev/gantry/internal/agent/resize"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/volume"
 )
@@ -41,7 +42,10 @@ type worker struct {
 	namespace atomic.Pointer[string]                    // path of the pod's network namespace; nil until it has one
 	made      atomic.Pointer[map[string]volume.Mounted] // volumes as they were last made, by name; read-only
 
-	admitted bool // counts against the node's capacity; guarded by agent.mu
+	admitted bool          // counts against the node's capacity; guarded by agent.mu
+	counts   *resize.Grant // with that; guarded by agent.mu
+	wish     *wish         // a resize that waits; guarded by agent.mu
+	ended    chan struct{} // closed when nothing of the pod is left on the node
 
 	mu       sync.Mutex // guards the fields below
 	pod      *corev1.Pod
@@ -52,23 +56,28 @@ type worker struct {
 	cancel   context.CancelFunc // ends the present sync early: the pod is to stop, or to stop sooner
 	reported *corev1.PodStatus  // the newest status made
 	killed   map[string]bool    // containers whose stop was begun
+	ending   *ending            // the agent itself ends the pod; nil while it does not
 
 	// The fields below belong to the goroutine.
-	sandbox   bool    // the sandbox and its network were made or found alive
-	handler   *string // of the pod's RuntimeClass; nil until it was looked up
-	seenPod   bool    // something of the pod was found in or given to the runtime
-	ips       []string
-	observed  podstatus.Observed
-	volumes   map[string]volume.Mounted
-	waiting   map[string]podstatus.Waiting
-	messages  map[string]string // termination messages by container ID
-	failure   *podstatus.Waiting
-	cleaned   bool // sandbox, network and volumes are gone
-	finished  bool // the last status is made
-	warnedDNS bool
-	env       map[string][]string      // by container name: the newest environment
-	failures  map[string]time.Duration // by container name: the wait after starts that failed in a row
-	mountsAt  time.Time                // when volumes were last brought up to date
+	sandbox    bool    // the sandbox and its network were made or found alive
+	handler    *string // of the pod's RuntimeClass; nil until it was looked up
+	seenPod    bool    // something of the pod was found in or given to the runtime
+	ips        []string
+	observed   podstatus.Observed
+	volumes    map[string]volume.Mounted
+	waiting    map[string]podstatus.Waiting
+	messages   map[string]string // termination messages by container ID
+	failure    *podstatus.Waiting
+	cleaned    bool // sandbox, network and volumes are gone
+	finished   bool // the last status is made
+	warnedDNS  bool
+	env        map[string][]string      // by container name: the newest environment
+	failures   map[string]time.Duration // by container name: the wait after starts that failed in a row
+	mountsAt   time.Time                // when volumes were last brought up to date
+	disruption *corev1.PodCondition     // why the node ends the pod
+	graceLimit *time.Duration           // what containers get at most; nil is what the pod asks for
+	counted    bool                     // admitted, with what resize says
+	resize     resizeState
 }
 
 func newWorker(a *Agent, pod *corev1.Pod) *worker {
@@ -77,6 +86,7 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 		uid:      pod.UID,
 		pod:      pod,
 		wake:     make(chan struct{}, 1),
+		ended:    make(chan struct{}),
 		waiting:  map[string]podstatus.Waiting{},
 		messages: map[string]string{},
 		failures: map[string]time.Duration{},
@@ -94,8 +104,10 @@ func newWorker(a *Agent, pod *corev1.Pod) *worker {
 
 // adopt takes over a sandbox that an earlier agent has made.
 func (w *worker) adopt(s container.SandboxStatus) {
-	w.seenPod, w.admitted = true, true
+	w.seenPod = true
 	w.handler = &s.Sandbox.Runtime
+	w.adoptResize(s.Sandbox)
+	w.agent.countLocked(w, w.resize.record.Granted)
 	if path := s.Sandbox.NetNSPath; path != "" {
 		w.namespace.Store(&path)
 	}

@@ -23,6 +23,8 @@ type Images struct {
 	Missing bool
 	// OnPull answers a pull; nil lets all succeed.
 	OnPull func(ref string, credentials []container.Credentials) error
+	// OnRemove is told of an image that was removed; nil does nothing.
+	OnRemove func(id string)
 	// User is the USER of all images.
 	User string
 
@@ -88,6 +90,9 @@ func (i *Images) RemoveImage(_ context.Context, id string) error {
 	for ref, image := range i.pulled {
 		if image.ID == id {
 			delete(i.pulled, ref)
+			if i.OnRemove != nil {
+				i.OnRemove(id)
+			}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -41,6 +42,8 @@ type Runtime struct {
 	listeners map[chan container.Event]bool
 	failures  map[string]error
 	starts    []string // names of containers in the order they were started
+	cgroups   map[string]container.Resources
+	writes    []string // of limits
 }
 
 type sandbox struct {
@@ -87,8 +90,12 @@ func (r *Runtime) EnsureSandbox(ctx context.Context, spec container.Sandbox) err
 		return err
 	}
 	if r.sandboxes[spec.ID] == nil {
-		r.sandboxes[spec.ID] = &sandbox{spec: spec, created: time.Now()}
+		r.sandboxes[spec.ID] = &sandbox{created: time.Now()}
 	}
+	if s := r.sandboxes[spec.ID]; s.spec.ID == "" || !reflect.DeepEqual(s.spec.Resources, spec.Resources) {
+		r.limitLocked(spec.CgroupPath, spec.Resources)
+	}
+	r.sandboxes[spec.ID].spec = spec
 	return nil
 }
 

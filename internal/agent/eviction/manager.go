@@ -94,13 +94,10 @@ func (m *Manager) Observe(now time.Time, observed Observations) Decision {
 	return decision
 }
 
-// Near reports whether less than twice a threshold's value of memory is left: then it is worth
-// looking often.
+// Near reports whether less than twice a threshold's value of memory or disk is left: then it
+// is worth looking often.
 func (m *Manager) Near(observed Observations) bool {
 	for _, t := range m.thresholds {
-		if t.Signal.Resource() != corev1.ResourceMemory {
-			continue
-		}
 		if o, ok := observed[t.Signal]; ok && o.Available < 2*t.Value.Of(o.Capacity) {
 			return true
 		}

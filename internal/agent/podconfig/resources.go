@@ -39,17 +39,24 @@ func cpuQuota(milli int64) int64 {
 	return max(milli*period/1000, minQuota)
 }
 
+// PodsCgroup is the cgroup above all pods, ClassCgroup that of a class of service; guaranteed
+// pods have none of their own.
+func PodsCgroup(root string) string { return path.Join("/", root, "kubepods") }
+
+// ClassCgroup is the cgroup above the pods of a class of service.
+func ClassCgroup(root string, class corev1.PodQOSClass) string {
+	if class == corev1.PodQOSGuaranteed {
+		return PodsCgroup(root)
+	}
+	return path.Join(PodsCgroup(root), strings.ToLower(string(class)))
+}
+
+// CPUShares converts a CPU request into cgroup v1 shares.
+func CPUShares(milli int64) uint64 { return cpuShares(milli) }
+
 // CgroupPath is the cgroup of a pod: /kubepods, the class unless guaranteed, then pod and UID.
 func CgroupPath(root string, pod *corev1.Pod) string {
-	name := "pod" + string(pod.UID)
-	switch qos.GetPodQOS(pod) {
-	case corev1.PodQOSBurstable:
-		return path.Join("/", root, "kubepods", "burstable", name)
-	case corev1.PodQOSBestEffort:
-		return path.Join("/", root, "kubepods", "besteffort", name)
-	default:
-		return path.Join("/", root, "kubepods", name)
-	}
+	return path.Join(ClassCgroup(root, qos.GetPodQOS(pod)), "pod"+string(pod.UID))
 }
 
 // PodResources are the settings of the pod's own cgroup.
@@ -90,7 +97,15 @@ func PodResources(pod *corev1.Pod, pidsLimit int64) container.Resources {
 // ContainerResources are the settings of one container's cgroup. memoryCapacity is the node's,
 // in bytes.
 func ContainerResources(pod *corev1.Pod, c *corev1.Container, memoryCapacity int64) container.Resources {
-	request, limit := c.Resources.Requests.Cpu(), c.Resources.Limits.Cpu()
+	request, limit, memoryLimit := c.Resources.Requests.Cpu(), c.Resources.Limits.Cpu(), c.Resources.Limits.Memory()
+	if r := pod.Spec.Resources; r != nil { // a container without a limit has the pod's
+		if limit.IsZero() {
+			limit = r.Limits.Cpu()
+		}
+		if memoryLimit.IsZero() {
+			memoryLimit = r.Limits.Memory()
+		}
+	}
 	shares := cpuShares(request.MilliValue())
 	if request.IsZero() && !limit.IsZero() {
 		// A limit without a request counts as a request; the API's defaults say the same.
@@ -99,7 +114,7 @@ func ContainerResources(pod *corev1.Pod, c *corev1.Container, memoryCapacity int
 	score := oomScore(pod, c, memoryCapacity)
 	res := container.Resources{
 		CPUShares:        shares,
-		MemoryLimitBytes: c.Resources.Limits.Memory().Value(),
+		MemoryLimitBytes: memoryLimit.Value(),
 		OOMScoreAdj:      &score,
 		HugepageLimits:   hugepages(c.Resources.Limits),
 	}
@@ -127,7 +142,7 @@ func hugepages(list corev1.ResourceList) map[string]uint64 {
 // oomScore is how soon the kernel kills the container when memory runs out: the smaller the
 // share of the node's memory that it asked for, the sooner.
 func oomScore(pod *corev1.Pod, c *corev1.Container, memoryCapacity int64) int {
-	if p := pod.Spec.Priority; p != nil && *p >= 2000000000 {
+	if p := pod.Spec.Priority; p != nil && *p >= 2000000000 && pod.Spec.PriorityClassName == "system-node-critical" {
 		return scoreGuaranteed
 	}
 	switch qos.GetPodQOS(pod) {
@@ -139,7 +154,8 @@ func oomScore(pod *corev1.Pod, c *corev1.Container, memoryCapacity int64) int {
 	if memoryCapacity <= 0 {
 		return scoreBestEffort - 1
 	}
-	score := 1000 - 1000*c.Resources.Requests.Memory().Value()/memoryCapacity
+	shared := unclaimed(pod)
+	score := 1000 - 1000*(c.Resources.Requests.Memory().Value()+shared)/memoryCapacity
 	if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
 		lowest := int64(-1) // a sidecar lives as long as the least requesting app container
 		for i := range pod.Spec.Containers {
@@ -148,7 +164,28 @@ func oomScore(pod *corev1.Pod, c *corev1.Container, memoryCapacity int64) int {
 				lowest = request
 			}
 		}
-		score = min(score, 1000-1000*max(lowest, 0)/memoryCapacity)
+		score = min(score, 1000-1000*(max(lowest, 0)+shared)/memoryCapacity)
 	}
 	return int(min(max(score, 1000+scoreGuaranteed), scoreBestEffort-1))
+}
+
+// unclaimed is each container's part of the memory that the pod as a whole asks for beyond what
+// its containers do.
+func unclaimed(pod *corev1.Pod) int64 {
+	if pod.Spec.Resources == nil {
+		return 0
+	}
+	asked, ok := pod.Spec.Resources.Requests[corev1.ResourceMemory]
+	if !ok || len(pod.Spec.Containers) == 0 {
+		return 0
+	}
+	claimed := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{SkipPodLevelResources: true})
+	left := asked.Value() - claimed.Memory().Value()
+	sharers := int64(len(pod.Spec.Containers))
+	for i := range pod.Spec.InitContainers {
+		if policy := pod.Spec.InitContainers[i].RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
+			sharers++
+		}
+	}
+	return max(left, 0) / sharers
 }

@@ -161,10 +161,29 @@ func mainStarted(pod *corev1.Pod, statuses []corev1.ContainerStatus) bool {
 	return false
 }
 
+// disrupted sets the condition of a pod that its node ends.
+func disrupted(list []corev1.PodCondition, condition *corev1.PodCondition) []corev1.PodCondition {
+	if condition == nil {
+		return list
+	}
+	i := slices.IndexFunc(list, func(c corev1.PodCondition) bool { return c.Type == condition.Type })
+	if i < 0 {
+		return append(list, *condition)
+	}
+	list = slices.Clone(list)
+	list[i] = *condition
+	return list
+}
+
+// resizing reports whether a condition is about a resize: those come with their times.
+func resizing(kind corev1.PodConditionType) bool {
+	return kind == corev1.PodResizeInProgress || kind == corev1.PodResizePending
+}
+
 // stampTransitions gives each condition the time it last changed its status.
 func stampTransitions(list, old []corev1.PodCondition, now metav1.Time) {
 	for i := range list {
-		if !owned(list[i].Type) && list[i].Type != corev1.DisruptionTarget {
+		if !owned(list[i].Type) && list[i].Type != corev1.DisruptionTarget || resizing(list[i].Type) {
 			continue
 		}
 		list[i].LastTransitionTime = now

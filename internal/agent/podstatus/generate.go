@@ -10,6 +10,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 	"k8s.io/kubectl/pkg/util/qos"
 
+	"gantry.dev/gantry/internal/agent/resize"
 	"gantry.dev/gantry/internal/container"
 )
 
@@ -32,7 +33,14 @@ type Input struct {
 	HostIPs  []string
 	Ended    bool     // nothing of the pod runs or will run again
 	Failure  *Waiting // the agent has failed the pod: deadline, admission, eviction
-	Now      metav1.Time
+	// Disruption is the condition of a pod that its node ends; nil for others.
+	Disruption *corev1.PodCondition
+	// Has is what running containers have, by ID, where that is not what the pod's spec says,
+	// and HasPod what the pod as a whole has: it is being resized.
+	Has    map[string]corev1.ResourceRequirements
+	HasPod *corev1.ResourceRequirements
+	Resize []corev1.PodCondition // of a resize that waits or is in progress
+	Now    metav1.Time
 }
 
 // Generate makes the status to report for a pod.
@@ -52,7 +60,7 @@ func Generate(in Input) corev1.PodStatus {
 		StartTime:          old.StartTime,
 		NominatedNodeName:  pod.Status.NominatedNodeName,
 		AllocatedResources: resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{}),
-		Resources:          podResources(pod),
+		Resources:          podResources(in.havingPod()),
 
 		ResourceClaimStatuses:                pod.Status.ResourceClaimStatuses,
 		ExtendedResourceClaimStatus:          pod.Status.ExtendedResourceClaimStatus,
@@ -77,6 +85,10 @@ func Generate(in Input) corev1.PodStatus {
 	in.markProbes(&status)
 	in.setPhase(&status)
 	status.Conditions = conditions(pod, in.Observed.HasSandbox, &status)
+	if !in.Ended && !Terminal(status.Phase) {
+		status.Conditions = append(status.Conditions, in.Resize...)
+	}
+	status.Conditions = disrupted(status.Conditions, in.Disruption)
 	stampTransitions(status.Conditions, slices.Concat(pod.Status.Conditions, old.Conditions), in.Now)
 	stampTransitions(status.Conditions, old.Conditions, in.Now)
 	normalize(pod, &status)
@@ -235,6 +247,9 @@ func (in Input) status(c *corev1.Container, old *corev1.ContainerStatus) corev1.
 	status := convert(found[0], old)
 	status.VolumeMounts = mountStatuses(c)
 	status.Resources = c.Resources.DeepCopy()
+	if has, ok := in.Has[found[0].ID]; ok && found[0].State == container.StateRunning {
+		status.Resources = resize.Status(c.Resources, has)
+	}
 	status.AllocatedResources = c.Resources.Requests
 	if len(found) > 1 {
 		status.LastTerminationState = convert(found[1], nil).State
@@ -363,7 +378,7 @@ func (in Input) markProbes(status *corev1.PodStatus) {
 }
 
 func (in Input) mark(s *corev1.ContainerStatus, c *corev1.Container) {
-	id := trimScheme(s.ContainerID)
+	id := TrimScheme(s.ContainerID)
 	before := s.Ready
 	started := false
 	if s.State.Running != nil {
@@ -388,7 +403,8 @@ func (in Input) mark(s *corev1.ContainerStatus, c *corev1.Container) {
 	}
 }
 
-func trimScheme(id string) string {
+// TrimScheme is the runtime's ID of a container that the API names.
+func TrimScheme(id string) string {
 	if len(id) > len(IDScheme) && id[:len(IDScheme)] == IDScheme {
 		return id[len(IDScheme):]
 	}
@@ -432,6 +448,24 @@ func podResources(pod *corev1.Pod) *corev1.ResourceRequirements {
 		Requests: keep(resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})),
 		Limits:   limits,
 	}
+}
+
+// havingPod is the pod with what its running containers have.
+func (in Input) havingPod() *corev1.Pod {
+	if len(in.Has) == 0 && in.HasPod == nil {
+		return in.Pod
+	}
+	pod := in.Pod.DeepCopy()
+	if in.HasPod != nil {
+		pod.Spec.Resources = in.HasPod
+	}
+	for _, c := range in.Observed.Running() {
+		has, ok := in.Has[c.ID]
+		if spec := Container(pod, c.Name); ok && spec != nil {
+			spec.Resources = *resize.Status(spec.Resources, has)
+		}
+	}
+	return pod
 }
 
 func zero(list corev1.ResourceList, name corev1.ResourceName) bool {

@@ -196,7 +196,7 @@ func Status(granted, has corev1.ResourceRequirements) *corev1.ResourceRequiremen
 		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
 			if q, ok := from[name]; ok {
 				list[name] = q
-			} else if _, ok := list[name]; ok {
+			} else {
 				delete(list, name)
 			}
 		}
