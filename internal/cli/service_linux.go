@@ -117,6 +117,7 @@ func serviceArgs(c config.Config) []string {
 	}
 	add(config.KeyLogLevel, strings.ToLower(c.LogLevel.String()))
 	add(config.KeyLogFormat, c.LogFormat)
+	args = append(args, c.Node.Args()...)
 	return args
 }
 

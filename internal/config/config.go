@@ -34,6 +34,7 @@ type Config struct {
 	LoadBalancer  string // LoadBalancerNodes or LoadBalancerNone
 
 	Access Access
+	Node   Node
 
 	given map[string]string
 }

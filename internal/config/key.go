@@ -60,7 +60,7 @@ func (k Key) Env() string {
 
 // Keys returns every setting in the order in which help shows it.
 func Keys() []Key {
-	return append([]Key{
+	return slices.Concat([]Key{
 		{Name: KeyDataDir, Default: DefaultDataDir, set: setDataDir,
 			Usage: "folder that holds everything Gantry keeps"},
 		{Name: KeyListen, Default: "127.0.0.1:6443", set: setListen,
@@ -99,7 +99,7 @@ func Keys() []Key {
 			Usage: "KubeSchedulerConfiguration file: profiles, scores and back-off of the scheduler (default: kube-scheduler's)"},
 		{Name: KeyLoadBalancer, Default: LoadBalancerNodes, set: setLoadBalancer,
 			Usage: "who serves Services of type LoadBalancer without a class: nodes, on their own addresses, or none"},
-	}, accessKeys()...)
+	}, nodeKeys(), accessKeys())
 }
 
 // Register adds a flag for each named key, or for every key and --config when no name is given.

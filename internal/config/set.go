@@ -225,6 +225,7 @@ func (c *Config) check() error {
 		problems = append(problems, &Error{Where: c.whereFor(key), Problem: fmt.Sprintf(format, args...), Want: want})
 	}
 	c.checkAccess(add)
+	c.checkNode(add)
 	if c.PodCIDR.Overlaps(c.ServiceCIDR) {
 		add(KeyServiceCIDR, "choose ranges that share no address", "%s overlaps the pod range %s", c.ServiceCIDR, c.PodCIDR)
 	}

@@ -160,10 +160,7 @@ func (n *node) buildAgent() error {
 		return err
 	}
 	root, _ := runtimeDirs(c)
-	n.agent, err = agent.New(agent.Parts{
-		Client: api, Informers: nodeInformers{own: own, all: all}, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
-		Network: n.network, Volumes: volumes, Static: manifests,
-	}, agent.Options{
+	opts := agent.Options{
 		NodeName: n.opts.identity.Name, NodeUID: types.UID(n.opts.identity.UID), NodeIPs: []string{n.opts.nodeIP.String()},
 		PodsDir: c.Path("pods"), LogDir: c.Path("log", "pods"), ImageDir: root,
 		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
@@ -171,7 +168,14 @@ func (n *node) buildAgent() error {
 		PluginRoots: pluginRoots(c), UnsafeSysctls: c.UnsafeSysctls, DeviceFile: c.Path("devices.json"),
 		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
 		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
-	})
+	}
+	if err := setNodeLimits(&opts, c.Node, n.opts.logger); err != nil {
+		return err
+	}
+	n.agent, err = agent.New(agent.Parts{
+		Client: api, Informers: nodeInformers{own: own, all: all}, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
+		Network: n.network, Volumes: volumes, Static: manifests,
+	}, opts)
 	return err
 }
 
@@ -288,6 +292,7 @@ func (n *node) components() []lifecycle.Component {
 
 // runContainers runs the runtime and takes image commands.
 func (n *node) runContainers(ctx context.Context) error {
+	protectProcess(n.opts.logger)
 	return runAll(ctx, n.runtime.Run, n.images.Run)
 }
 
