@@ -91,6 +91,8 @@ func (m *machine) command(ctx context.Context, name string, args ...string) *exe
 	// The tests' own settings are none of Gantry's, which refuses what it does not know.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "GANTRY_") })
 	cmd.Env = append(cmd.Env, "KUBECONFIG=/nonexistent/kubeconfig", "HOME=/nonexistent")
+	// A test must not depend on how full this machine's disk is.
+	cmd.Env = append(cmd.Env, "GANTRY_EVICTION_HARD=memory.available<100Mi,nodefs.available<256Mi")
 	return cmd
 }
 

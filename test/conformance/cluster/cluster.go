@@ -165,6 +165,8 @@ func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exe
 		return strings.HasPrefix(entry, "GANTRY_") || strings.HasPrefix(entry, "KUBECONFIG=")
 	})
 	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.Kubeconfig())
+	// A test must not depend on how full this machine's disk is.
+	cmd.Env = append(cmd.Env, "GANTRY_EVICTION_HARD=memory.available<100Mi,nodefs.available<256Mi")
 	return cmd
 }
 
