@@ -71,7 +71,8 @@ func (a *Agent) judgeLocked(w *worker, pod *corev1.Pod) (refusal *admission.Refu
 	var all, staying []*corev1.Pod
 	byPod := map[*corev1.Pod]*worker{}
 	for _, other := range a.workers {
-		if other == w || !other.admitted || other.done() {
+		// What the API has forgotten has no claim any more, though its containers may still end.
+		if other == w || !other.admitted || other.done() || other.isRemoved() {
 			continue
 		}
 		granted := other.grantedLocked()

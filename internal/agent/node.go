@@ -274,6 +274,7 @@ func (a *Agent) fillStatus(ctx context.Context, status *corev1.NodeStatus, old c
 		{Name: "runc", Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: ptr(true), UserNamespaces: ptr(false)}},
 	}
 	status.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: ptr(true)}
+	status.DeclaredFeatures = declaredFeatures()
 	if images, err := a.images.Images(ctx); err == nil {
 		status.Images = nil
 		slices.SortFunc(images, func(x, y containerImage) int {
@@ -285,6 +286,11 @@ func (a *Agent) fillStatus(ctx context.Context, status *corev1.NodeStatus, old c
 		}
 	}
 	status.Conditions = a.nodeConditions(status.Conditions, metav1.Now())
+}
+
+// declaredFeatures are what the API asks a node for before it lets pods use them, sorted.
+func declaredFeatures() []string {
+	return []string{"InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"}
 }
 
 func ptr[T any](v T) *T { return &v }
