@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
-	"k8s.io/kubectl/pkg/util/qos"
 
 	"gantry.dev/gantry/internal/agent/podconfig"
 	"gantry.dev/gantry/internal/container"
@@ -111,7 +110,7 @@ func (c *classes) update() {
 		if !w.admitted || w.done() {
 			continue
 		}
-		if pod := w.grantedLocked(); qos.GetPodQOS(pod) == corev1.PodQOSBurstable {
+		if pod := w.grantedLocked(); podconfig.Class(pod) == corev1.PodQOSBurstable {
 			requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
 			milli += requests.Cpu().MilliValue()
 		}

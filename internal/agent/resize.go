@@ -10,9 +10,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
-	"k8s.io/kubectl/pkg/util/qos"
 
 	"gantry.dev/gantry/internal/agent/admission"
+	"gantry.dev/gantry/internal/agent/podconfig"
 	"gantry.dev/gantry/internal/agent/podstatus"
 	"gantry.dev/gantry/internal/agent/resize"
 	"gantry.dev/gantry/internal/container"
@@ -267,7 +267,7 @@ func firstResize(a, b *worker) int {
 		return 0
 	}
 	class := func(w *worker) int {
-		if qos.GetPodQOS(w.wish.pod) == corev1.PodQOSGuaranteed {
+		if podconfig.Class(w.wish.pod) == corev1.PodQOSGuaranteed {
 			return 0
 		}
 		return 1

@@ -51,6 +51,9 @@ func ClassCgroup(root string, class corev1.PodQOSClass) string {
 	return path.Join(PodsCgroup(root), strings.ToLower(string(class)))
 }
 
+// Class is a pod's class of service.
+func Class(pod *corev1.Pod) corev1.PodQOSClass { return qos.GetPodQOS(pod) }
+
 // CPUShares converts a CPU request into cgroup v1 shares.
 func CPUShares(milli int64) uint64 { return cpuShares(milli) }
 
