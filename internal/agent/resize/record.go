@@ -94,8 +94,11 @@ func (r Record) Accept(grant Grant, running map[string]string) Record {
 	for id, name := range running {
 		next.Given[id] = r.Has(id, name)
 	}
-	if next.GivenPod == nil && r.Granted.Pod != nil && !SameRequirements(r.Granted.Pod, grant.Pod) {
+	if next.GivenPod == nil && !SameRequirements(r.Granted.Pod, grant.Pod) {
 		next.GivenPod = r.Granted.Pod
+		if next.GivenPod == nil { // it had nothing of its own, which nil does not say
+			next.GivenPod = &corev1.ResourceRequirements{}
+		}
 	}
 	return next
 }

@@ -88,6 +88,26 @@ func TestLifeOfARecord(t *testing.T) {
 	}
 }
 
+// TestPodLevel gives resources to a pod as a whole that had none: its containers stay as they are.
+func TestPodLevel(t *testing.T) {
+	before := podOf(needs("", "", "", ""))
+	record := Record{Granted: Asked(before)}
+	after := podOf(needs("", "", "", ""))
+	whole := needs("1", "2", "", "")
+	after.Spec.Resources = &whole
+	record = record.Accept(Asked(after), map[string]string{"id": "main"}).Settled(map[string]string{"id": "main"})
+	if !record.InProgress() {
+		t.Fatal("the pod's own cgroup is not to change")
+	}
+	if changes := Changes(after, record, []Running{{"id", "main"}}); len(changes) != 1 || changes[0].Direction(record.HasPod(), after.Spec.Resources, corev1.ResourceCPU) != -1 {
+		t.Errorf("a container without a limit takes the pod's: %+v", changes)
+	}
+	record.GivenPod = nil
+	if record.InProgress() {
+		t.Error("it is in progress after the pod's cgroup has changed")
+	}
+}
+
 func TestChanges(t *testing.T) {
 	for name, tc := range map[string]struct {
 		has, granted corev1.ResourceRequirements
