@@ -121,6 +121,7 @@ func (r *Resource) createOnce(ctx context.Context, internal runtime.Object, attr
 		}
 		return store.NewEntry(obj, r.def.stored.Codec), nil
 	}
+	truncateTimes(obj)
 	entry, err := r.store.Create(ctx, r.def.stored.Name, key, obj)
 	stored = err == nil
 	if errors.Is(err, store.ErrExists) {

@@ -260,6 +260,7 @@ func (r *Resource) mark(ctx context.Context, key string, current *store.Entry, o
 		return store.NewEntry(obj, r.def.stored.Codec), false, nil
 	}
 	r.share(obj, current)
+	truncateTimes(obj)
 	entry, err := r.store.Update(ctx, r.def.stored.Name, key, current.Rev, obj)
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {

@@ -154,6 +154,7 @@ func (r *Resource) change(ctx context.Context, namespace, name string, dryRun bo
 		if err != nil || dryRun {
 			return current, err
 		}
+		truncateTimes(next)
 		entry, err := r.store.Update(ctx, r.def.stored.Name, key, current.Rev, next)
 		if !isLostRace(err) {
 			return entry, statusError(err, r.Resource.GroupResource(), name)

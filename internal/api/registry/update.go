@@ -290,6 +290,7 @@ func (r *Resource) storeUpdate(ctx context.Context, u updating, key string, curr
 		return current, false, err
 	}
 	r.share(obj, current)
+	truncateTimes(obj)
 	entry, err := r.store.Update(ctx, r.def.stored.Name, key, current.Rev, obj)
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {
