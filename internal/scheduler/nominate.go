@@ -95,6 +95,9 @@ func (s *Scheduler) evict(w *waiting, e *eviction, message string, plugins Plugi
 	}
 	kept := s.state.nominatedTo(w.pod.UID)
 	s.state.Nominate(w.pod, node)
+	if len(j.aside) > 0 {
+		s.retryOn(e.slot) // less room may be kept there now
+	}
 	if kept != "" && kept != node {
 		s.freeNomination(w.pod, kept)
 	}
