@@ -5,6 +5,7 @@ import (
 
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	"k8s.io/client-go/util/retry"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -23,13 +24,16 @@ func TestEveryClusterHasUpstreamsObjects(t *testing.T) {
 		t.Errorf("%d priority classes, %d flow schemas, %d priority levels; want 2, 11, 8", len(classes.Items), len(schemas.Items), len(levels.Items))
 	}
 	var schema flowcontrolv1.FlowSchema
-	if err := c.Client.Get(t.Context(), ctrlclient.ObjectKey{Name: "system-nodes"}, &schema); err != nil {
-		t.Fatal(err)
-	}
-	next := schema.DeepCopy()
-	next.Spec.DistinguisherMethod = &flowcontrolv1.FlowDistinguisherMethod{Type: flowcontrolv1.FlowDistinguisherMethodByNamespaceType}
-	next.Annotations = map[string]string{flowcontrolv1.AutoUpdateAnnotationKey: "false"}
-	if err := c.Client.Update(t.Context(), next); err != nil {
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error { // its status is written to meanwhile
+		if err := c.Client.Get(t.Context(), ctrlclient.ObjectKey{Name: "system-nodes"}, &schema); err != nil {
+			return err
+		}
+		next := schema.DeepCopy()
+		next.Spec.DistinguisherMethod = &flowcontrolv1.FlowDistinguisherMethod{Type: flowcontrolv1.FlowDistinguisherMethodByNamespaceType}
+		next.Annotations = map[string]string{flowcontrolv1.AutoUpdateAnnotationKey: "false"}
+		return c.Client.Update(t.Context(), next)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Client.Delete(t.Context(), &schedulingv1.PriorityClass{ObjectMeta: classes.Items[0].ObjectMeta}); err != nil {
