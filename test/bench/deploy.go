@@ -116,12 +116,21 @@ func countBound(ctx context.Context, s *system, namespace string) (*atomic.Int64
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		counter := &addedCounter{bound: &bound}
-		_, _ = io.Copy(counter, body) // ends with ctx
+		for {
+			_, _ = io.Copy(&addedCounter{bound: &bound}, body) // until the watch ends, or ctx
+			_ = body.Close()
+			if ctx.Err() != nil {
+				return
+			}
+			// A server that has just begun ends watches now and then. A new one begins with all that is there.
+			bound.Store(0)
+			if body, err = open(ctx, client, url, http.Header{"Accept": {"application/json"}}); err != nil {
+				return // ctx, or a system that has ended, which the caller sees
+			}
+		}
 	}()
 	return &bound, func() {
 		cancel()
-		_ = body.Close()
 		<-done
 	}, nil
 }

@@ -28,14 +28,16 @@ const (
 	partMany   = "watches"
 	partDeploy = "deploy"
 	partPods   = "pods"
-	partScale  = "scale" // runs only when it is named: it takes as long as all others together
+	// These run only when they are named: they take as long as all others together, and longer.
+	partScale = "scale"
+	partLarge = "large"
 
 	idlePods = 10
 )
 
 // parts are the names that -only takes.
 func parts() []string {
-	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale}
+	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge}
 }
 
 // bench is one run.
@@ -117,7 +119,7 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
-	if slices.Contains(b.opts.only, partScale) {
+	if slices.Contains(b.opts.only, partScale) || slices.Contains(b.opts.only, partLarge) {
 		if err := b.measureScale(ctx); err != nil {
 			return err
 		}

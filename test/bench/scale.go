@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -24,6 +25,7 @@ const (
 // scaleCase is one way to fill a cluster of a size. It has systems of its own, one after the other: what thousands of
 // idle nodes cost one system would slow the other down.
 type scaleCase struct {
+	part   string
 	name   string
 	nodes  int
 	pods   int64
@@ -42,17 +44,17 @@ func scaleCases() []scaleCase {
 	}
 	eightfold, fivefold := target{ratioLeast, 8, ""}, target{ratioLeast, 5, ""}
 	return []scaleCase{
-		{name: "100 nodes, 2,000 pods", nodes: 100, pods: 2000, target: eightfold, create: plain(20)},
-		{name: "1,000 nodes, 10,000 pods", nodes: 1000, pods: 10_000, target: eightfold, create: plain(100)},
-		{name: "5,000 nodes, 30,000 pods", nodes: 5000, pods: 30_000, target: eightfold, memory: true, create: plain(300)},
+		{part: partScale, name: "100 nodes, 2,000 pods", nodes: 100, pods: 2000, target: eightfold, create: plain(20)},
+		{part: partScale, name: "1,000 nodes, 10,000 pods", nodes: 1000, pods: 10_000, target: eightfold, create: plain(100)},
+		{part: partLarge, name: "5,000 nodes, 30,000 pods", nodes: 5000, pods: 30_000, target: eightfold, memory: true, create: plain(300)},
 		{
-			name: "1,000 nodes, 5,000 pods with anti-affinity and spread", nodes: 1000, pods: 5000, target: fivefold,
+			part: partScale, name: "1,000 nodes, 5,000 pods with anti-affinity and spread", nodes: 1000, pods: 5000, target: fivefold,
 			create: func(ctx context.Context, s *system) error {
 				return createDeployments(ctx, s, scaleNamespace, 50, apartSpec)
 			},
 		},
 		{
-			name: "100 full nodes, 500 pods that preempt", nodes: 100, pods: preemptors, target: fivefold,
+			part: partScale, name: "100 full nodes, 500 pods that preempt", nodes: 100, pods: preemptors, target: fivefold,
 			prepare: fillNodes, create: createPreemptors,
 		},
 	}
@@ -103,9 +105,12 @@ func createPreemptors(ctx context.Context, s *system) error {
 	return createDeployments(ctx, s, scaleNamespace, preemptors/podsPerDeployment, func(int) corev1.PodSpec { return cpuSpec(highPriority) })
 }
 
-// measureScale runs each case on fresh systems, one after the other.
+// measureScale runs each case that was asked for on fresh systems, one after the other.
 func (b *bench) measureScale(ctx context.Context) error {
 	for _, c := range scaleCases() {
+		if !slices.Contains(b.opts.only, c.part) {
+			continue
+		}
 		rate := row{Name: c.name + ": rate", Unit: "pods/s", Target: c.target}
 		cpu := row{Name: c.name + ": server CPU", Unit: "ms a pod"}
 		held := row{Name: c.name + ": memory afterwards (PSS)", Unit: "MB", Target: target{ratioMost, 1.0 / 3, "1/3"}}

@@ -31,7 +31,7 @@ func TestCluster(t *testing.T) {
 		"hello":   testHello,
 		"names":   testNames, "restarts": testRestarts, "missing images": testMissingImages,
 		"configured": testConfigured, "lifecycle": testLifecycle, "rollout": testRollout, "images": testImages,
-		"autoscale": testAutoscale, "load balancer": testLoadBalancer,
+		"autoscale": testAutoscale, "load balancer": testLoadBalancer, "plan": testPlan,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

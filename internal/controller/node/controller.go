@@ -44,6 +44,7 @@ type Controller struct {
 
 	mu     sync.Mutex // guards the fields below
 	health map[string]health
+	ready  int // nodes whose last event showed them ready
 	ranges *ranges
 }
 
@@ -53,6 +54,7 @@ type health struct {
 	heard     time.Time // by this side's clock
 	lease     time.Time // the renew time heard last
 	heartbeat time.Time // the Ready condition's, heard last
+	ready     bool
 }
 
 // New checks opts and returns a controller that has started nothing; call Run.
@@ -87,7 +89,7 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 // Run reconciles until ctx ends. It counts every node as heard when it starts.
 func (nc *Controller) Run(ctx context.Context) error {
 	nc.mu.Lock()
-	nc.health, nc.ranges = map[string]health{}, newRanges(nc.opts.ClusterCIDR, nc.opts.NodeCIDRBits)
+	nc.health, nc.ready, nc.ranges = map[string]health{}, 0, newRanges(nc.opts.ClusterCIDR, nc.opts.NodeCIDRBits)
 	nc.mu.Unlock()
 	return nc.loop.Run(ctx, nc.informers)
 }
@@ -99,7 +101,7 @@ func (nc *Controller) onNode(old, current client.Object) {
 	node, ok := current.(*corev1.Node)
 	if !ok {
 		nc.mu.Lock()
-		delete(nc.health, old.GetName())
+		nc.forgetLocked(old.GetName())
 		nc.ranges.release(old.GetUID())
 		nc.mu.Unlock()
 		nc.event(old.GetName(), old.GetUID(), "RemovingNode", fmt.Sprintf("Node %s event: Removing Node %s from Controller", old.GetName(), old.GetName()))
@@ -122,12 +124,29 @@ func (nc *Controller) hear(node *corev1.Node, old client.Object) {
 	nc.ranges.hold(node)
 	h, known := nc.health[node.Name]
 	if !known || h.uid != node.UID {
+		nc.forgetLocked(node.Name)
 		h = health{uid: node.UID, heard: time.Now()}
+	}
+	if ready := readiness(node) == corev1.ConditionTrue; ready != h.ready {
+		h.ready = ready
+		if ready {
+			nc.ready++
+		} else {
+			nc.ready--
+		}
 	}
 	if c := findCondition(node, corev1.NodeReady); c != nil && c.LastHeartbeatTime.After(h.heartbeat) {
 		h.heartbeat, h.heard = c.LastHeartbeatTime.Time, time.Now()
 	}
 	nc.health[node.Name] = h
+}
+
+// forgetLocked ends what is known of a node that is gone.
+func (nc *Controller) forgetLocked(name string) {
+	if nc.health[name].ready {
+		nc.ready--
+	}
+	delete(nc.health, name)
 }
 
 // onLease notes that a node's agent is alive. A node that is thought silent is looked at.
@@ -179,6 +198,7 @@ func (nc *Controller) reconcileHealth(ctx context.Context, stored *corev1.Node) 
 		if err := nc.client.Status().Update(ctx, node); err != nil {
 			return 0, client.IgnoreNotFound(fmt.Errorf("marking the node as silent: %w", err))
 		}
+		nc.hear(node, nil) // before its event: it must not count as ready below
 		if readiness(stored) == corev1.ConditionTrue {
 			nc.opts.Log.Info("node fell silent", "nodeName", node.Name, "grace", grace)
 			nc.event(node.Name, node.UID, "NodeNotReady", fmt.Sprintf("Node %s status is now: NodeNotReady", node.Name))
@@ -195,13 +215,7 @@ func (nc *Controller) reconcileHealth(ctx context.Context, stored *corev1.Node) 
 
 // taint writes the taints that a node's conditions lead to.
 func (nc *Controller) taint(ctx context.Context, node *corev1.Node, now time.Time) error {
-	evict := true
-	if readiness(node) != corev1.ConditionTrue {
-		var err error
-		if evict, err = nc.anyReady(ctx); err != nil {
-			return err
-		}
-	}
+	evict := readiness(node) == corev1.ConditionTrue || nc.anyReady()
 	taints, changed := planTaints(node, evict, now)
 	if !changed {
 		return nil
@@ -214,17 +228,10 @@ func (nc *Controller) taint(ctx context.Context, node *corev1.Node, now time.Tim
 }
 
 // anyReady says whether at least one node is ready.
-func (nc *Controller) anyReady(ctx context.Context) (bool, error) {
-	var nodes corev1.NodeList
-	if err := nc.client.List(ctx, &nodes); err != nil {
-		return false, fmt.Errorf("listing nodes: %w", err)
-	}
-	for i := range nodes.Items {
-		if readiness(&nodes.Items[i]) == corev1.ConditionTrue {
-			return true, nil
-		}
-	}
-	return false, nil
+func (nc *Controller) anyReady() bool {
+	nc.mu.Lock()
+	defer nc.mu.Unlock()
+	return nc.ready > 0
 }
 
 // markPods makes the pods of a silent node not ready, so that Services leave them out.

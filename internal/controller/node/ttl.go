@@ -2,9 +2,9 @@ package node
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +19,7 @@ type TTL struct {
 	client    client.Client
 	informers controller.Informers
 	loop      *controller.Loop
+	nodes     atomic.Int64 // that events have told of
 }
 
 // NewTTL returns a TTL that has started nothing; call Run.
@@ -29,6 +30,12 @@ func NewTTL(c client.Client, informers controller.Informers, log *slog.Logger) (
 		return nil, err
 	}
 	loop.Watch(&corev1.Node{}, func(old, current client.Object) {
+		switch {
+		case old == nil:
+			t.nodes.Add(1)
+		case current == nil:
+			t.nodes.Add(-1)
+		}
 		if current != nil && (old == nil || old.GetAnnotations()[corev1.ObjectTTLAnnotationKey] != current.GetAnnotations()[corev1.ObjectTTLAnnotationKey]) {
 			loop.Add(controller.KeyOf(current))
 		}
@@ -38,35 +45,30 @@ func NewTTL(c client.Client, informers controller.Informers, log *slog.Logger) (
 }
 
 // Run reconciles until ctx ends.
-func (t *TTL) Run(ctx context.Context) error { return t.loop.Run(ctx, t.informers) }
+func (t *TTL) Run(ctx context.Context) error {
+	t.nodes.Store(0)
+	return t.loop.Run(ctx, t.informers)
+}
 
 func (t *TTL) reconcile(ctx context.Context, key controller.Key) (time.Duration, error) {
-	var nodes corev1.NodeList
-	if err := t.client.List(ctx, &nodes); err != nil {
-		return 0, fmt.Errorf("counting nodes: %w", err)
+	var stored corev1.Node
+	if err := t.client.Get(ctx, key, &stored); err != nil {
+		return 0, client.IgnoreNotFound(err)
 	}
-	for i := range nodes.Items {
-		if nodes.Items[i].Name != key.Name {
-			continue
-		}
-		node := nodes.Items[i].DeepCopy()
-		before := node.Annotations[corev1.ObjectTTLAnnotationKey]
-		now, err := strconv.Atoi(before)
-		if err != nil {
-			now = -1
-		}
-		wanted := ttlSeconds(len(nodes.Items), now)
-		if wanted == now {
-			return 0, nil
-		}
-		patch := client.MergeFrom(nodes.Items[i].DeepCopy())
-		if node.Annotations == nil {
-			node.Annotations = map[string]string{}
-		}
-		node.Annotations[corev1.ObjectTTLAnnotationKey] = strconv.Itoa(wanted)
-		return 0, client.IgnoreNotFound(t.client.Patch(ctx, node, patch))
+	now, err := strconv.Atoi(stored.Annotations[corev1.ObjectTTLAnnotationKey])
+	if err != nil {
+		now = -1
 	}
-	return 0, nil
+	wanted := ttlSeconds(int(t.nodes.Load()), now)
+	if wanted == now {
+		return 0, nil
+	}
+	node := stored.DeepCopy()
+	if node.Annotations == nil {
+		node.Annotations = map[string]string{}
+	}
+	node.Annotations[corev1.ObjectTTLAnnotationKey] = strconv.Itoa(wanted)
+	return 0, client.IgnoreNotFound(t.client.Patch(ctx, node, client.MergeFrom(stored.DeepCopy())))
 }
 
 // ttlSeconds is what a cluster of so many nodes needs. Steps overlap, so that a cluster at a step's
