@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -12,6 +11,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 )
@@ -22,6 +22,7 @@ const (
 	leaseSeldom  = 20 * time.Second // with so many nodes that the renewals would be a load of their own
 	manyNodes    = 2000
 	leaseSeconds = 40
+	leaseHands   = 32
 	zones        = 10
 )
 
@@ -70,17 +71,27 @@ func (s *system) addNodes(ctx context.Context, count int) error {
 		s.nodes.failed = renew(ctx, s.client, count)
 	}()
 	return await(ctx, s.check, func(ctx context.Context) error {
-		list, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: simulated})
-		if err != nil {
-			return err
+		tainted, err := s.tainted(ctx)
+		if err == nil && len(tainted) > 0 {
+			err = fmt.Errorf("%d nodes have taints, such as %s", len(tainted), tainted[0])
 		}
-		for _, node := range list.Items {
-			if len(node.Spec.Taints) > 0 {
-				return fmt.Errorf("node %s has the taint %s", node.Name, node.Spec.Taints[0].Key)
-			}
-		}
-		return nil
+		return err
 	})
+}
+
+// tainted are the simulated nodes on which no pod may be placed.
+func (s *system) tainted(ctx context.Context) ([]string, error) {
+	list, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: simulated})
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for i := range list.Items {
+		if node := &list.Items[i]; len(node.Spec.Taints) > 0 {
+			out = append(out, node.Name+" ("+node.Spec.Taints[0].Key+")")
+		}
+	}
+	return out, nil
 }
 
 // stopNodes ends the renewal and reports whether it has worked so far.
@@ -102,31 +113,52 @@ func createLease(ctx context.Context, client *kubernetes.Clientset, name string)
 	return err
 }
 
-// renew renews all leases at their interval, evenly spread over it, until ctx ends.
+// renew renews all leases at their interval, evenly spread over it, until ctx ends. Many are under way at once, so that a
+// system that answers slowly does not lose its nodes.
 func renew(ctx context.Context, client *kubernetes.Clientset, count int) error {
-	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
 	every := leaseEvery
 	if count >= manyNodes {
 		every = leaseSeldom
 	}
+	next := make(chan string)
+	failed := make(chan error, 1)
+	var hands sync.WaitGroup
+	for range leaseHands {
+		hands.Go(func() {
+			for name := range next {
+				if err := renewLease(ctx, client, name); err != nil && ctx.Err() == nil {
+					select {
+					case failed <- fmt.Errorf("renew the lease of %s: %w", name, err):
+					default:
+					}
+				}
+			}
+		})
+	}
 	ticker := time.NewTicker(every / time.Duration(count))
 	defer ticker.Stop()
-	var once sync.Once
-	var failed error
-	for i := 0; ; i = (i + 1) % count {
+	for i := 0; ctx.Err() == nil; i = (i + 1) % count {
 		select {
 		case <-ctx.Done():
-			return failed
 		case <-ticker.C:
-		}
-		lease, err := leases.Get(ctx, nodeName(i), metav1.GetOptions{})
-		if err == nil {
-			now := metav1.NowMicro()
-			lease.Spec.RenewTime = &now
-			_, err = leases.Update(ctx, lease, metav1.UpdateOptions{})
-		}
-		if err != nil && !errors.Is(err, context.Canceled) {
-			once.Do(func() { failed = fmt.Errorf("renew the lease of %s: %w", nodeName(i), err) })
+			select {
+			case <-ctx.Done():
+			case next <- nodeName(i):
+			}
 		}
 	}
+	close(next)
+	hands.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+func renewLease(ctx context.Context, client *kubernetes.Clientset, name string) error {
+	body := fmt.Appendf(nil, `{"spec":{"renewTime":%q}}`, time.Now().UTC().Format(metav1.RFC3339Micro))
+	_, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{})
+	return err
 }

@@ -149,6 +149,13 @@ func (b *bench) measureScaleOn(ctx context.Context, name string, c scaleCase, ra
 	if err != nil {
 		return err
 	}
+	silent, err := s.tainted(ctx)
+	if err != nil {
+		return err
+	}
+	if len(silent) > 0 { // then the system has less to choose from, and more to do
+		b.say("%s on %s: %d nodes fell silent, such as %s", c.name, name, len(silent), silent[0])
+	}
 	rate.put(s, out.rate)
 	cpu.put(s, out.cpu)
 	b.noteOthers(c.name, out.others)
