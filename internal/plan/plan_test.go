@@ -254,7 +254,9 @@ func TestPod(t *testing.T) {
 		cure    string
 	}{
 		"too large": {change: func(p *corev1.Pod) { request(p, "cpu", "10") }, message: "2 Insufficient cpu",
-			cure: "ask for at most 7968m of cpu, or free some on a node (the containers ask for 10)"},
+			cure: "ask for at most 8 of cpu, or free some on a node (the containers ask for 10)"},
+		"too much memory": {change: func(p *corev1.Pod) { request(p, "memory", "40Gi") }, message: "2 Insufficient memory", cure: "ask for at most 32Gi of memory"},
+		"far too large":   {change: func(p *corev1.Pod) { request(p, "cpu", "10k") }, message: "2 Insufficient cpu", cure: "ask for at most 8 of cpu"},
 		"selector": {change: func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "ssd"} },
 			message: "didn't match Pod's node affinity/selector", cure: "drop spec.nodeSelector, or give a node its labels: then node-"},
 		"no device": {change: func(p *corev1.Pod) { request(p, "example.com/gpu", "1") }, message: "2 Insufficient example.com/gpu",

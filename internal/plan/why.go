@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -220,48 +219,62 @@ func requested(pod *corev1.Pod) []corev1.ResourceName {
 
 // resourceCure finds the most of a resource with which the pod fits.
 func resourceCure(pod *corev1.Pod, name corev1.ResourceName, fits func(func(*corev1.Pod)) string) string {
-	const steps = 256
-	with := func(share int) string {
+	var asked resource.Quantity
+	for i := range pod.Spec.Containers {
+		asked.Add(pod.Spec.Containers[i].Resources.Requests[name])
+	}
+	all := units(name, asked)
+	with := func(most int64) string {
 		return fits(func(p *corev1.Pod) {
 			for i := range p.Spec.Containers {
 				requests := p.Spec.Containers[i].Resources.Requests
 				if amount, ok := requests[name]; ok {
-					requests[name] = scaled(amount, share, steps)
+					share := float64(units(name, amount)) / float64(all)
+					requests[name] = quantity(name, int64(share*float64(most)), amount.Format)
 				}
 			}
 		})
 	}
-	if with(0) == "" {
+	if all == 0 || with(0) == "" {
 		return ""
 	}
-	low, high := 0, steps // it fits with low, not with high
+	low, high := int64(0), all // it fits with low, not with high
 	for high-low > 1 {
-		if middle := (low + high) / 2; with(middle) != "" {
+		if middle := low + (high-low)/2; with(middle) != "" {
 			low = middle
 		} else {
 			high = middle
 		}
 	}
-	var asked resource.Quantity
-	for i := range pod.Spec.Containers {
-		asked.Add(pod.Spec.Containers[i].Resources.Requests[name])
-	}
 	if low == 0 {
 		return fmt.Sprintf("ask for no %s, or free some on a node (the containers ask for %s)", name, asked.String())
 	}
-	most := scaled(asked, low, steps)
+	most := quantity(name, low, asked.Format)
 	return fmt.Sprintf("ask for at most %s of %s, or free some on a node (the containers ask for %s): then %s takes it", most.String(), name, asked.String(), with(low))
 }
 
-// scaled is a share of an amount, rounded down to what a person would write.
-func scaled(amount resource.Quantity, share, of int) resource.Quantity {
-	milli := float64(amount.MilliValue()) * float64(share) / float64(of)
-	if milli < math.MaxInt64 && amount.MilliValue() < 1_000_000 {
-		return *resource.NewMilliQuantity(int64(milli), amount.Format)
+// units counts a resource in the smallest steps that matter: thousandths of a CPU, mebibytes of what is counted in bytes.
+func units(name corev1.ResourceName, amount resource.Quantity) int64 {
+	switch {
+	case name == corev1.ResourceCPU:
+		return amount.MilliValue()
+	case inBytes(name):
+		return amount.Value() >> 20
 	}
-	value := int64(float64(amount.Value()) * float64(share) / float64(of))
-	if amount.Format == resource.BinarySI && value > 1<<20 {
-		value = value >> 20 << 20
+	return amount.Value()
+}
+
+// quantity is units back as an amount.
+func quantity(name corev1.ResourceName, n int64, format resource.Format) resource.Quantity {
+	switch {
+	case name == corev1.ResourceCPU:
+		return *resource.NewMilliQuantity(n, format)
+	case inBytes(name):
+		return *resource.NewQuantity(n<<20, format)
 	}
-	return *resource.NewQuantity(value, amount.Format)
+	return *resource.NewQuantity(n, format)
+}
+
+func inBytes(name corev1.ResourceName) bool {
+	return name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage
 }
