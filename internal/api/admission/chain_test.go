@@ -281,10 +281,14 @@ func TestOwnerReferences(t *testing.T) {
 }
 
 func TestStorageAndIngressDefaults(t *testing.T) {
-	w := start(t, gantrytest.Options{})
+	// Nobody binds the claims, or takes back that they are bound.
+	w := start(t, gantrytest.Options{WithoutControllers: []string{"persistent-volume-binder", "expand-controller"}})
 	ns := w.namespace(t, nil)
 	ctx := t.Context()
 	yes := true
+	if err := w.StorageV1().StorageClasses().Delete(ctx, "local", metav1.DeleteOptions{}); err != nil { // the cluster's own default
+		t.Fatal(err)
+	}
 	for name, annotations := range map[string]map[string]string{"fixed": nil, "std": {"storageclass.kubernetes.io/is-default-class": "true"}} {
 		class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}, Provisioner: "example.test/x"}
 		if name == "std" {
