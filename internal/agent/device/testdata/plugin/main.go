@@ -83,7 +83,8 @@ func (p *plugin) serve(dir, resource string) error {
 	for {
 		time.Sleep(100 * time.Millisecond)
 		now, err := os.Stat(kubelet)
-		if err != nil || !os.SameFile(before, now) {
+		// A new file may have the number of the one before, so its time counts too.
+		if err != nil || !os.SameFile(before, now) || !now.ModTime().Equal(before.ModTime()) {
 			return fmt.Errorf("the kubelet's socket is new, or gone: %v", err)
 		}
 	}
