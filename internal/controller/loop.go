@@ -220,3 +220,19 @@ func Safely(f func() error) (err error) {
 	}()
 	return f()
 }
+
+// RunAll runs loops until ctx ends or one of them fails, and waits for all.
+func RunAll(ctx context.Context, informers Informers, loops ...*Loop) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var running sync.WaitGroup
+	errs := make([]error, len(loops))
+	for i, loop := range loops {
+		running.Go(func() {
+			defer cancel()
+			errs[i] = loop.Run(ctx, informers)
+		})
+	}
+	running.Wait()
+	return errors.Join(errs...)
+}

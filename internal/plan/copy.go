@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,7 +99,7 @@ func (c *cluster) read(ctx context.Context, want func(schema.GroupVersionResourc
 		for i := range list.APIResources {
 			r := &list.APIResources[i]
 			gvr := gv.WithResource(r.Name)
-			if strings.Contains(r.Name, "/") || !hasVerb(r, "list") || !hasVerb(r, "watch") || leftOut(gvr.GroupResource()) || !want(gvr) {
+			if strings.Contains(r.Name, "/") || !slices.Contains(r.Verbs, "list") || !slices.Contains(r.Verbs, "watch") || leftOut(gvr.GroupResource()) || !want(gvr) {
 				continue
 			}
 			err := c.readKind(ctx, gvr, gv.WithKind(r.Kind), give)
@@ -111,15 +112,6 @@ func (c *cluster) read(ctx context.Context, want func(schema.GroupVersionResourc
 		}
 	}
 	return missing, nil
-}
-
-func hasVerb(r *metav1.APIResource, verb string) bool {
-	for _, v := range r.Verbs {
-		if v == verb {
-			return true
-		}
-	}
-	return false
 }
 
 func (c *cluster) readKind(ctx context.Context, gvr schema.GroupVersionResource, kind schema.GroupVersionKind, give func(schema.GroupVersionKind, []byte) error) error {
@@ -265,21 +257,28 @@ func (c *cluster) fill(ctx context.Context, plane *server.ControlPlane) (missing
 		return missing, err
 	}
 	for _, kind := range kinds { // definitions are served a moment after they are stored
-		for {
-			changed := plane.Registry().Changed()
-			if kind.Kind == "" || plane.Registry().ResourceOf(kind) != nil {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return missing, ctx.Err()
-			case <-changed:
-			}
+		if kind.Kind != "" && !served(ctx, plane, kind) {
+			return missing, ctx.Err()
 		}
 	}
 	into, wait := importing(ctx, plane)
 	rest, err := c.read(ctx, func(r schema.GroupVersionResource) bool { return !isDefinition(r) }, into)
 	return append(missing, rest...), errors.Join(err, wait())
+}
+
+// served waits until the copy serves a kind; false if ctx ends first.
+func served(ctx context.Context, plane *server.ControlPlane, kind schema.GroupVersionKind) bool {
+	for {
+		changed := plane.Registry().Changed() // before the look, so that no change falls between them
+		if plane.Registry().ResourceOf(kind) != nil {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-changed:
+		}
+	}
 }
 
 // servedKind is a kind that a definition whose names are accepted makes.

@@ -26,6 +26,9 @@ import (
 // manager is the field manager of kubectl apply --server-side.
 const manager = "kubectl"
 
+// serveLimit is how long a kind that is defined in the same documents may take until it is served.
+const serveLimit = 5 * time.Second
+
 // Options says what to plan.
 type Options struct {
 	Cluster   *rest.Config
@@ -160,16 +163,13 @@ func (d *double) settle(ctx context.Context, opts Options) (bool, error) {
 // apply puts an object, as the cluster would have stored it, into the copy.
 func (d *double) apply(ctx context.Context, obj *unstructured.Unstructured) error {
 	kind := obj.GroupVersionKind()
-	for begun := time.Now(); d.plane.Registry().ResourceOf(kind) == nil; { // defined a moment ago
-		if time.Since(begun) > 5*time.Second {
-			return &InputError{fmt.Errorf("%s %s: the cluster serves no %s", kind.Kind, obj.GetName(), kind)}
-		}
-		select {
-		case <-ctx.Done():
+	wait, cancel := context.WithTimeout(ctx, serveLimit)
+	defer cancel()
+	if !served(wait, d.plane, kind) {
+		if ctx.Err() != nil {
 			return ctx.Err()
-		case <-d.plane.Registry().Changed():
-		case <-time.After(100 * time.Millisecond):
 		}
+		return &InputError{fmt.Errorf("%s %s: the cluster serves no %s", kind.Kind, obj.GetName(), kind)}
 	}
 	if !d.plane.Registry().ResourceOf(kind).Namespaced {
 		obj.SetNamespace("")
@@ -235,7 +235,7 @@ func (c *cluster) resourceOf(kind schema.GroupVersionKind) (resource schema.Grou
 			continue
 		}
 		for i := range list.APIResources {
-			if r := &list.APIResources[i]; r.Kind == kind.Kind && hasVerb(r, "patch") {
+			if r := &list.APIResources[i]; r.Kind == kind.Kind && slices.Contains(r.Verbs, "patch") {
 				return kind.GroupVersion().WithResource(r.Name), r.Namespaced, true
 			}
 		}

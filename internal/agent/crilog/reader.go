@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // poll is how often a followed file is looked at; logs have no events of their own.
@@ -280,7 +282,7 @@ func (r *reader) file(ctx context.Context, name string, skip int64, follow bool)
 			ending = true // read once more: the last lines may have come in between
 			continue
 		}
-		if !wait(ctx) {
+		if !lifecycle.Pause(ctx, poll) {
 			return ctx.Err()
 		}
 	}
@@ -334,20 +336,9 @@ func awaitFile(ctx context.Context, name string, done func() bool) (io.ReadClose
 		if done != nil && done() {
 			return nil, nil
 		}
-		if !wait(ctx) {
+		if !lifecycle.Pause(ctx, poll) {
 			return nil, ctx.Err()
 		}
-	}
-}
-
-func wait(ctx context.Context) bool {
-	timer := time.NewTimer(poll)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 

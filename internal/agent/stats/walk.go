@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // Bounds of a walk: the files looked at, and how long it works between pauses.
@@ -93,8 +95,8 @@ func (w *walker) folder(ctx context.Context, dir string, dev uint64, below []str
 				return below, nil
 			}
 			if w.count++; w.count%walkSlice == 0 {
-				if err := rest(ctx); err != nil {
-					return below, err
+				if !lifecycle.Pause(ctx, walkPause) { // others may have the CPU
+					return below, ctx.Err()
 				}
 			}
 			var s unix.Stat_t
@@ -109,17 +111,5 @@ func (w *walker) folder(ctx context.Context, dir string, dev uint64, below []str
 		if err != nil || len(names) == 0 {
 			return below, nil
 		}
-	}
-}
-
-// rest yields the CPU to others.
-func rest(ctx context.Context) error {
-	timer := time.NewTimer(walkPause)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }

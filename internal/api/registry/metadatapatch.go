@@ -12,11 +12,7 @@ import (
 // metadataPatch applies a merge patch that sets and removes labels and annotations, and nothing else, which is the
 // most usual one. It does so without decoding the object anew. ok is false for other patches.
 func metadataPatch(current store.Object, patch []byte) (next store.Object, ok bool) {
-	document, ok := plainJSON(patch)
-	if !ok || len(document) != 1 {
-		return nil, false
-	}
-	metadata, ok := document["metadata"].(map[string]any)
+	metadata, ok := onlyMetadata(patch)
 	if !ok {
 		return nil, false
 	}
@@ -33,6 +29,16 @@ func metadataPatch(current store.Object, patch []byte) (next store.Object, ok bo
 		next.SetAnnotations(annotations)
 	}
 	return next, ok
+}
+
+// onlyMetadata is the metadata of a patch that has nothing else; ok is false for other patches.
+func onlyMetadata(patch []byte) (metadata map[string]any, ok bool) {
+	document, ok := plainJSON(patch)
+	if !ok || len(document) != 1 {
+		return nil, false
+	}
+	metadata, ok = document["metadata"].(map[string]any)
+	return metadata, ok
 }
 
 // mergeTexts takes the named field out of a patch and gives what it makes of texts, as a map of its own.
@@ -68,11 +74,7 @@ func mergeTexts(texts map[string]string, patch map[string]any, field string) (me
 // other patches.
 func finalizerPatch(current store.Object, patch []byte) (next store.Object, ok bool) {
 	const directive = "$deleteFromPrimitiveList/finalizers"
-	document, ok := plainJSON(patch)
-	if !ok || len(document) != 1 {
-		return nil, false
-	}
-	metadata, ok := document["metadata"].(map[string]any)
+	metadata, ok := onlyMetadata(patch)
 	if !ok {
 		return nil, false
 	}

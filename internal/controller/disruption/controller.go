@@ -68,18 +68,7 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 
 // Run reconciles until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var other sync.WaitGroup
-	var err2 error
-	other.Go(func() {
-		defer cancel()
-		err2 = c.targets.Run(ctx, c.informers)
-	})
-	err := c.budgets.Run(ctx, c.informers)
-	cancel()
-	other.Wait()
-	return errors.Join(err, err2)
+	return controller.RunAll(ctx, c.informers, c.budgets, c.targets)
 }
 
 // Stats returns the counts of the loop over budgets.
@@ -145,7 +134,7 @@ func namespaceOf(before, after *corev1.Pod) string {
 // sameForBudgets reports whether no budget can count the two states of a pod differently.
 func sameForBudgets(before, after *corev1.Pod) bool {
 	was, is := metav1.GetControllerOfNoCopy(before), metav1.GetControllerOfNoCopy(after)
-	return ready(before) == ready(after) && (before.DeletionTimestamp == nil) == (after.DeletionTimestamp == nil) &&
+	return controller.PodReady(before) == controller.PodReady(after) && (before.DeletionTimestamp == nil) == (after.DeletionTimestamp == nil) &&
 		before.UID == after.UID && maps.Equal(before.Labels, after.Labels) && apiequality.Semantic.DeepEqual(was, is)
 }
 

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/controller"
 	"gantry.dev/gantry/internal/controller/controllertest"
 )
 
@@ -369,7 +370,7 @@ func TestStaleDisruptionTarget(t *testing.T) {
 			if err := w.Get(t.Context(), types.NamespacedName{Namespace: "default", Name: name}, &pod); err != nil {
 				t.Fatal(err)
 			}
-			return condition(&pod, corev1.DisruptionTarget)
+			return controller.PodCondition(&pod, corev1.DisruptionTarget)
 		}
 		w.wait(119 * time.Second)
 		if c := get("evicted"); c.Status != corev1.ConditionTrue {

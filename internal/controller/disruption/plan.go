@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/component-helpers/apps/poddisruptionbudget"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // Upstream's limits (kubernetes, pkg/controller/disruption).
@@ -119,31 +121,17 @@ func countHealthy(pods []*corev1.Pod, disrupted map[string]metav1.Time, now time
 		if pod.DeletionTimestamp != nil || (leaving && since.Add(deletionTimeout).After(now)) {
 			continue
 		}
-		if ready(pod) {
+		if controller.PodReady(pod) {
 			healthy++
 		}
 	}
 	return healthy
 }
 
-func ready(pod *corev1.Pod) bool {
-	c := condition(pod, corev1.PodReady)
-	return c != nil && c.Status == corev1.ConditionTrue
-}
-
-func condition(pod *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
-	for i := range pod.Status.Conditions {
-		if pod.Status.Conditions[i].Type == kind {
-			return &pod.Status.Conditions[i]
-		}
-	}
-	return nil
-}
-
 // staleIn says when a pod's DisruptionTarget condition is stale, 0 for now, and whether it can
 // become so at all. A condition that the node's agent set is never stale: a pod may take long to end.
 func staleIn(pod *corev1.Pod, now time.Time) (time.Duration, bool) {
-	c := condition(pod, corev1.DisruptionTarget)
+	c := controller.PodCondition(pod, corev1.DisruptionTarget)
 	switch {
 	case c == nil, c.Status != corev1.ConditionTrue, c.Reason == corev1.PodReasonTerminationByKubelet,
 		pod.DeletionTimestamp != nil, pod.Status.Phase == corev1.PodFailed, pod.Status.Phase == corev1.PodSucceeded:
@@ -155,7 +143,7 @@ func staleIn(pod *corev1.Pod, now time.Time) (time.Duration, bool) {
 // withoutTarget is a copy of pod that says that no disruption is due.
 func withoutTarget(pod *corev1.Pod, now time.Time) *corev1.Pod {
 	next := pod.DeepCopy()
-	*condition(next, corev1.DisruptionTarget) = corev1.PodCondition{
+	*controller.PodCondition(next, corev1.DisruptionTarget) = corev1.PodCondition{
 		Type: corev1.DisruptionTarget, Status: corev1.ConditionFalse, ObservedGeneration: pod.Generation, LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)),
 	}
 	return next

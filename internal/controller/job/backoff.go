@@ -7,6 +7,8 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // Upstream's figures (kubernetes, pkg/controller/job): the wait after a failed pod doubles.
@@ -90,7 +92,7 @@ func finishTime(pod *corev1.Pod) time.Time {
 	if at, ok := containersEnd(pod); ok {
 		return at
 	}
-	if c := conditionOf(pod, corev1.PodReady); c != nil && c.Status == corev1.ConditionFalse && !c.LastTransitionTime.IsZero() {
+	if c := controller.PodCondition(pod, corev1.PodReady); c != nil && c.Status == corev1.ConditionFalse && !c.LastTransitionTime.IsZero() {
 		return c.LastTransitionTime.Time
 	}
 	if pod.DeletionTimestamp != nil {

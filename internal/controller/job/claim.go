@@ -60,7 +60,7 @@ func (c *Controller) claimed(ctx context.Context, job *batchv1.Job) ([]*corev1.P
 		failures = append(failures, c.letGo(ctx, job, pod))
 		return true
 	})
-	for _, name := range c.matchingOrphans(job.Namespace, selector) {
+	for _, name := range c.orphans.Matching(job.Namespace, selector) {
 		pod, err := c.adopt(ctx, job, name, selector)
 		failures = append(failures, err)
 		if pod != nil {
@@ -68,19 +68,6 @@ func (c *Controller) claimed(ctx context.Context, job *batchv1.Job) ([]*corev1.P
 		}
 	}
 	return pods, errors.Join(failures...)
-}
-
-// matchingOrphans names the pods without a controller that selector selects.
-func (c *Controller) matchingOrphans(namespace string, selector labels.Selector) []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var names []string
-	for name, set := range c.orphans[namespace] {
-		if selector.Matches(set) {
-			names = append(names, name)
-		}
-	}
-	return names
 }
 
 // adopt makes a Job the controller of a pod; the pod is nil if that could not be or need not be.
@@ -170,7 +157,7 @@ func (c *Controller) writePods(ctx context.Context, p *pass, plan podPlan) (writ
 	for i, pod := range plan.remove {
 		if failures[i] == nil {
 			w.removed++
-			if isReady(pod) {
+			if controller.PodReady(pod) {
 				w.removedReady++
 			}
 		}

@@ -50,13 +50,13 @@ type Controller struct {
 	informers controller.Informers
 	recorder  controller.Recorder
 	opts      Options
-	jobs      *controller.Loop // keys are Jobs
-	strays    *controller.Loop // keys are pods that may have a finalizer nobody will remove
-	slots     chan struct{}    // one token a pod write under way
+	jobs      *controller.Loop   // keys are Jobs
+	orphans   controller.Orphans // pods
+	strays    *controller.Loop   // keys are pods that may have a finalizer nobody will remove
+	slots     chan struct{}      // one token a pod write under way
 
 	mu        sync.Mutex // guards the fields below
 	selectors map[controller.Key]labels.Selector
-	orphans   map[string]map[string]labels.Set // pods that no controller owns: namespace, name, labels
 	gone      map[controller.Key][]types.UID
 	backoffs  map[types.UID]backoff
 }
@@ -68,8 +68,8 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 	}
 	jc := &Controller{
 		client: c, informers: informers, recorder: recorder, opts: opts, slots: make(chan struct{}, opts.WriteWorkers),
-		selectors: map[controller.Key]labels.Selector{}, orphans: map[string]map[string]labels.Set{},
-		gone: map[controller.Key][]types.UID{}, backoffs: map[types.UID]backoff{},
+		selectors: map[controller.Key]labels.Selector{},
+		gone:      map[controller.Key][]types.UID{}, backoffs: map[types.UID]backoff{},
 	}
 	loop := func(name string, reconcile func(context.Context, controller.Key) (time.Duration, error)) (*controller.Loop, error) {
 		return controller.NewLoop(controller.LoopOptions{
@@ -90,18 +90,7 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 
 // Run reconciles until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var other sync.WaitGroup
-	var err2 error
-	other.Go(func() {
-		defer cancel()
-		err2 = c.strays.Run(ctx, c.informers)
-	})
-	err := c.jobs.Run(ctx, c.informers)
-	cancel()
-	other.Wait()
-	return errors.Join(err, err2)
+	return controller.RunAll(ctx, c.informers, c.jobs, c.strays)
 }
 
 // Stats returns the counts of the loop over Jobs.
@@ -141,7 +130,7 @@ func (c *Controller) onJob(old, current client.Object) {
 }
 
 func (c *Controller) onPod(old, current client.Object) {
-	c.observeOrphan(old, current)
+	c.orphans.Observe(old, current)
 	for _, obj := range []client.Object{old, current} {
 		if obj == nil {
 			continue
@@ -153,29 +142,6 @@ func (c *Controller) onPod(old, current client.Object) {
 		} else if obj == current {
 			c.offer(obj)
 		}
-	}
-}
-
-// observeOrphan keeps up which pods no controller owns, so that looking for one to adopt needs no scan.
-func (c *Controller) observeOrphan(old, current client.Object) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if current != nil && metav1.GetControllerOfNoCopy(current) == nil && current.GetDeletionTimestamp() == nil {
-		names := c.orphans[current.GetNamespace()]
-		if names == nil {
-			names = map[string]labels.Set{}
-			c.orphans[current.GetNamespace()] = names
-		}
-		names[current.GetName()] = current.GetLabels()
-		return
-	}
-	gone := current
-	if gone == nil {
-		gone = old
-	}
-	names := c.orphans[gone.GetNamespace()]
-	if delete(names, gone.GetName()); len(names) == 0 {
-		delete(c.orphans, gone.GetNamespace())
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // Upstream's limits of one pass (kubernetes, pkg/controller/job).
@@ -71,7 +73,7 @@ func observe(job *batchv1.Job, pods []*corev1.Pod, before backoff, now time.Time
 		switch {
 		case !ended(pod) && pod.DeletionTimestamp == nil:
 			p.active = append(p.active, pod)
-			if isReady(pod) {
+			if controller.PodReady(pod) {
 				p.ready++
 			}
 		case !ended(pod):

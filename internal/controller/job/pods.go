@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // jobKind is what owner references to a Job say.
@@ -110,20 +112,6 @@ func isTracked(pod *corev1.Pod) bool {
 	return slices.Contains(pod.Finalizers, batchv1.JobTrackingFinalizer)
 }
 
-func isReady(pod *corev1.Pod) bool {
-	c := conditionOf(pod, corev1.PodReady)
-	return c != nil && c.Status == corev1.ConditionTrue
-}
-
-func conditionOf(pod *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
-	for i := range pod.Status.Conditions {
-		if pod.Status.Conditions[i].Type == kind {
-			return &pod.Status.Conditions[i]
-		}
-	}
-	return nil
-}
-
 // ended reports whether all of a pod's containers are over for good.
 func ended(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
@@ -187,11 +175,11 @@ func compareForRemoval(a, b *corev1.Pod) int {
 	if diff := rank(a) - rank(b); diff != 0 {
 		return diff
 	}
-	if diff := falseFirst(isReady(a), isReady(b)); diff != 0 {
+	if diff := falseFirst(controller.PodReady(a), controller.PodReady(b)); diff != 0 {
 		return diff
 	}
-	if isReady(a) {
-		at, bt := conditionOf(a, corev1.PodReady).LastTransitionTime, conditionOf(b, corev1.PodReady).LastTransitionTime
+	if controller.PodReady(a) {
+		at, bt := controller.PodCondition(a, corev1.PodReady).LastTransitionTime, controller.PodCondition(b, corev1.PodReady).LastTransitionTime
 		if diff := youngestFirst(at.Time, bt.Time); diff != 0 {
 			return diff
 		}

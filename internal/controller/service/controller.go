@@ -123,7 +123,7 @@ func (sc *Controller) onPod(old, current client.Object) {
 
 // samePod says whether two states of a pod are the same to a Service.
 func samePod(a, b *corev1.Pod) bool {
-	return maps.Equal(a.Labels, b.Labels) && a.UID == b.UID && ready(a) == ready(b) && published(a, true) == published(b, true) &&
+	return maps.Equal(a.Labels, b.Labels) && a.UID == b.UID && controller.PodReady(a) == controller.PodReady(b) && published(a, true) == published(b, true) &&
 		(a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) && slices.Equal(a.Status.PodIPs, b.Status.PodIPs) &&
 		a.Spec.NodeName == b.Spec.NodeName && a.Spec.Hostname == b.Spec.Hostname && a.Spec.Subdomain == b.Spec.Subdomain
 }

@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // group is endpoints that can share a slice: they have the same ports and address family.
@@ -57,15 +59,6 @@ func published(pod *corev1.Pod, terminatingToo bool) bool {
 		return false
 	}
 	return terminatingToo || pod.DeletionTimestamp == nil
-}
-
-func ready(pod *corev1.Pod) bool {
-	for i := range pod.Status.Conditions {
-		if c := &pod.Status.Conditions[i]; c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }
 
 // addressesOf returns a pod's addresses of one family in canonical form.
@@ -161,7 +154,7 @@ func endpointsOf(svc *corev1.Service, pods []*corev1.Pod, zoneOf func(node strin
 }
 
 func endpointOf(svc *corev1.Service, pod *corev1.Pod, zone string, addresses []string) discoveryv1.Endpoint {
-	serving, terminating := ready(pod), pod.DeletionTimestamp != nil
+	serving, terminating := controller.PodReady(pod), pod.DeletionTimestamp != nil
 	// A terminating pod is never ready, unless all pods are published ready or not.
 	isReady := svc.Spec.PublishNotReadyAddresses || (serving && !terminating)
 	endpoint := discoveryv1.Endpoint{

@@ -15,6 +15,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/utils/dump"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // How Endpoints objects that this controller keeps are told from others.
@@ -52,7 +54,7 @@ func subsetsOf(svc *corev1.Service, pods []*corev1.Pod) []corev1.EndpointSubset 
 		}
 		add := func(ports []corev1.EndpointPort) {
 			subset := corev1.EndpointSubset{Ports: ports}
-			if svc.Spec.PublishNotReadyAddresses || ready(pod) {
+			if svc.Spec.PublishNotReadyAddresses || controller.PodReady(pod) {
 				subset.Addresses = []corev1.EndpointAddress{address}
 			} else {
 				subset.NotReadyAddresses = []corev1.EndpointAddress{address}

@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // indexOwnerUID lists the objects that a controller owns by the owner's UID.
@@ -122,7 +124,7 @@ type object[T any] interface {
 // claimed lists the objects that the claimer's owner controls, after adopting orphans that
 // match and releasing objects that no longer do. Orphans are those that events told of,
 // unless the owner is new or changed: it may be ahead of the events, so all are looked at.
-func claimed[T any, P object[T]](ctx context.Context, c *claimer, strays *orphans, list lister[P], changed bool) ([]P, error) {
+func claimed[T any, P object[T]](ctx context.Context, c *claimer, strays *controller.Orphans, list lister[P], changed bool) ([]P, error) {
 	namespace := c.owner.GetNamespace()
 	candidates, err := list(ctx, c.client, client.InNamespace(namespace), client.MatchingFields{indexOwnerUID: string(c.owner.GetUID())})
 	if err != nil {
@@ -143,7 +145,7 @@ func claimed[T any, P object[T]](ctx context.Context, c *claimer, strays *orphan
 			}
 		}
 	default:
-		for _, name := range strays.matching(namespace, c.selector) {
+		for _, name := range strays.Matching(namespace, c.selector) {
 			obj := P(new(T))
 			err := c.client.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, obj)
 			if err != nil && !apierrors.IsNotFound(err) {

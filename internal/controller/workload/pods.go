@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/controller"
 )
 
 // newPod is the pod that owner, of a kind, wants from a template.
@@ -47,10 +49,8 @@ func finished(pod *corev1.Pod) bool {
 
 // readySince returns since when a pod is ready, and whether it is.
 func readySince(pod *corev1.Pod) (time.Time, bool) {
-	for i := range pod.Status.Conditions {
-		if c := &pod.Status.Conditions[i]; c.Type == corev1.PodReady {
-			return c.LastTransitionTime.Time, c.Status == corev1.ConditionTrue
-		}
+	if c := controller.PodCondition(pod, corev1.PodReady); c != nil {
+		return c.LastTransitionTime.Time, c.Status == corev1.ConditionTrue
 	}
 	return time.Time{}, false
 }

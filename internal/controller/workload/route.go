@@ -2,7 +2,6 @@ package workload
 
 import (
 	"maps"
-	"slices"
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -73,13 +72,13 @@ type route struct {
 	// wake is told of an owner and the event that concerns it.
 	wake func(owner controller.Key, old, current client.Object)
 
-	strays orphans
+	strays controller.Orphans
 }
 
 // onEvent takes an event of an owned object. The owner before and the one after a change
 // are both told; an orphan that is new or changed is offered to all who select it.
 func (r *route) onEvent(old, current client.Object) {
-	r.strays.observe(old, current)
+	r.strays.Observe(old, current)
 	before, after := r.ownerOf(old), r.ownerOf(current)
 	if before != nil && (after == nil || after.UID != before.UID) {
 		r.wake(controller.Key{Namespace: old.GetNamespace(), Name: before.Name}, old, current)
@@ -107,52 +106,4 @@ func (r *route) ownerOf(obj client.Object) *metav1.OwnerReference {
 		return ref
 	}
 	return nil
-}
-
-// orphans knows the objects of a kind that no controller owns, by namespace. It is kept
-// up by events, so that looking for something to adopt needs no scan.
-type orphans struct {
-	mu          sync.Mutex // guards byNamespace
-	byNamespace map[string]map[string]labels.Set
-}
-
-// observe takes an event.
-func (o *orphans) observe(old, current client.Object) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if current != nil && metav1.GetControllerOfNoCopy(current) == nil && current.GetDeletionTimestamp() == nil {
-		if o.byNamespace == nil {
-			o.byNamespace = map[string]map[string]labels.Set{}
-		}
-		names := o.byNamespace[current.GetNamespace()]
-		if names == nil {
-			names = map[string]labels.Set{}
-			o.byNamespace[current.GetNamespace()] = names
-		}
-		names[current.GetName()] = current.GetLabels()
-		return
-	}
-	gone := current
-	if gone == nil {
-		gone = old
-	}
-	names := o.byNamespace[gone.GetNamespace()]
-	delete(names, gone.GetName())
-	if len(names) == 0 {
-		delete(o.byNamespace, gone.GetNamespace())
-	}
-}
-
-// matching returns the names of the orphans that selector selects.
-func (o *orphans) matching(namespace string, selector labels.Selector) []string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var names []string
-	for name, set := range o.byNamespace[namespace] {
-		if selector.Matches(set) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
 }
