@@ -120,6 +120,10 @@ bench: build ## Measure beside upstream Kubernetes and print one table (root; BE
 	cd test && $(GO) build -o $(CURDIR)/.cache/bench/bench ./bench
 	cd test && GO="$(GO)" $(CURDIR)/.cache/bench/bench -bin $(CURDIR)/bin -only "$(BENCH)" -json $(CURDIR)/.cache/bench/results.json $(BENCH_FLAGS)
 
+.PHONY: generate
+generate: ## Make the deep copies and definitions of the public types in api/ anew
+	cd api && $(GO) run sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0 object crd paths=./v1alpha1 output:crd:dir=crds
+
 .PHONY: ci
 ci: ## What CI runs: lint, build, race, e2e, tests
 	$(MAKE) deps

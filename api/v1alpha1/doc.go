@@ -1,9 +1,9 @@
-// Package v1alpha1 has the public types of gantry.dev.
+// Package v1alpha1 has the public types of gantry.dev: applications as people describe them in gantry.yaml, the
+// releases that deploys make of them, and builds.
+//
+// The keys are those of gantry.yaml, one lower-case word each. The file may use a scalar as short for a map; objects
+// in the API always have the long form.
+//
+// +kubebuilder:object:generate=true
+// +groupName=gantry.dev
 package v1alpha1
-
-import (
-	_ "k8s.io/apimachinery/pkg/apis/meta/v1"
-	_ "k8s.io/apimachinery/pkg/runtime"
-	_ "k8s.io/apimachinery/pkg/api/resource"
-	_ "k8s.io/apimachinery/pkg/util/intstr"
-)

@@ -70,7 +70,8 @@ func (s *system) addNodes(ctx context.Context, count int) error {
 		defer close(s.nodes.done)
 		s.nodes.failed = renew(ctx, s.client, count)
 	}()
-	return await(ctx, s.check, func(ctx context.Context) error {
+	// Controllers take thousands of new nodes one by one, beside what the leases cost.
+	return awaitFor(ctx, startTimeout+time.Duration(count)*60*time.Millisecond, s.check, func(ctx context.Context) error {
 		tainted, err := s.tainted(ctx)
 		if err == nil && len(tainted) > 0 {
 			err = fmt.Errorf("%d nodes have taints, such as %s", len(tainted), tainted[0])

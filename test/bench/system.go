@@ -195,7 +195,12 @@ func tune(config *rest.Config) {
 
 // await polls until probe succeeds, check fails, ctx ends or startTimeout is over.
 func await(ctx context.Context, check func() error, probe func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	return awaitFor(ctx, startTimeout, check, probe)
+}
+
+// awaitFor is await with a patience of its own.
+func awaitFor(ctx context.Context, patience time.Duration, check func() error, probe func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()

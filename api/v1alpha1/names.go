@@ -1,0 +1,35 @@
+package v1alpha1
+
+// Labels and annotations of the objects that belong to an application.
+const (
+	// LabelApp is the application that an object belongs to.
+	LabelApp = "gantry.dev/app"
+	// LabelProcess is the process of the application that an object belongs to, such as "web".
+	LabelProcess = "gantry.dev/process"
+	// LabelRelease is the number of the release that a pod, ReplicaSet or Job was made for, such as "12".
+	LabelRelease = "gantry.dev/release"
+	// LabelAddon is the addon of the application that an object belongs to, such as "db".
+	LabelAddon = "gantry.dev/addon"
+	// LabelTrack is "stable" or "canary" on pods of a process that takes requests.
+	LabelTrack = "gantry.dev/track"
+
+	// AnnotationWake is set by a gateway on a Service that has no endpoint but a request that waits. The value is the
+	// time in RFC 3339 with nanoseconds.
+	AnnotationWake = "gateway.gantry.dev/wake"
+	// AnnotationHold on a Service asks gateways to hold requests while it has no endpoint: the value is for how long,
+	// such as "60s".
+	AnnotationHold = "gateway.gantry.dev/hold"
+	// AnnotationRemoved is set on an application that was removed and can still be brought back. The value is the time of
+	// its removal in RFC 3339.
+	AnnotationRemoved = "gantry.dev/removed"
+)
+
+// SecretName returns the name of the Secret that holds what `gantry secret set` was given for an application. It may be
+// there before the application is.
+func SecretName(app string) string { return app + "-secrets" }
+
+// ObjectName returns the name of the objects of a process of an application.
+func ObjectName(app, process string) string { return app + "-" + process }
+
+// WebProcess is the process that takes requests.
+const WebProcess = "web"
