@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 const (
@@ -75,6 +77,7 @@ func (s *system) addNodes(ctx context.Context, count int) error {
 		tainted, err := s.tainted(ctx)
 		if err == nil && len(tainted) > 0 {
 			err = fmt.Errorf("%d nodes have taints, such as %s", len(tainted), tainted[0])
+			lifecycle.Pause(ctx, time.Duration(count)*time.Millisecond) // a list of thousands is a load of its own
 		}
 		return err
 	})
