@@ -6,10 +6,12 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -43,35 +45,24 @@ func (s *system) addNodes(ctx context.Context, count int) error {
 	if s.nodes != nil {
 		return nil
 	}
+	renewing, cancel := context.WithCancel(ctx)
+	s.nodes = &nodes{cancel: cancel, done: make(chan struct{})}
+	var made atomic.Int64 // the lease of the first is renewed while the last is made
+	go func() {
+		defer close(s.nodes.done)
+		s.nodes.failed = renew(renewing, s.client, &made, leaseInterval(count))
+	}()
 	now := metav1.Now()
 	err := fill(ctx, 8, count, func(ctx context.Context, i int) error {
-		nodes := s.client.CoreV1().Nodes()
-		if _, err := nodes.Create(ctx, simulatedNode(i), metav1.CreateOptions{}); err != nil {
+		if err := createNode(ctx, s.client, i, now); err != nil {
 			return err
 		}
-		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // controllers write to new nodes too
-			node, err := nodes.Get(ctx, nodeName(i), metav1.GetOptions{})
-			if err != nil {
-				return err
-			}
-			node.Status.Conditions = nodeConditions(now)
-			_, err = nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{})
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		return createLease(ctx, s.client, nodeName(i))
+		made.Add(1)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("make the nodes of %s: %w", s.name, err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	s.nodes = &nodes{cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(s.nodes.done)
-		s.nodes.failed = renew(ctx, s.client, count)
-	}()
 	// Controllers take thousands of new nodes one by one, beside what the leases cost.
 	return awaitFor(ctx, startTimeout+time.Duration(count)*60*time.Millisecond, s.check, func(ctx context.Context) error {
 		tainted, err := s.tainted(ctx)
@@ -81,6 +72,27 @@ func (s *system) addNodes(ctx context.Context, count int) error {
 		}
 		return err
 	})
+}
+
+// createNode makes a simulated node that is ready, and its lease.
+func createNode(ctx context.Context, client *kubernetes.Clientset, i int, now metav1.Time) error {
+	nodes := client.CoreV1().Nodes()
+	if _, err := nodes.Create(ctx, simulatedNode(i), metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // controllers write to new nodes too
+		node, err := nodes.Get(ctx, nodeName(i), metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		node.Status.Conditions = nodeConditions(now)
+		_, err = nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return createLease(ctx, client, nodeName(i))
 }
 
 // tainted are the simulated nodes on which no pod may be placed.
@@ -117,20 +129,24 @@ func createLease(ctx context.Context, client *kubernetes.Clientset, name string)
 	return err
 }
 
-// renew renews all leases at their interval, evenly spread over it, until ctx ends. Many are under way at once, so that a
-// system that answers slowly does not lose its nodes.
-func renew(ctx context.Context, client *kubernetes.Clientset, count int) error {
-	every := leaseEvery
+// leaseInterval is how often each of count leases is renewed.
+func leaseInterval(count int) time.Duration {
 	if count >= manyNodes {
-		every = leaseSeldom
+		return leaseSeldom
 	}
+	return leaseEvery
+}
+
+// renew renews the leases that were made, each at its interval and all evenly spread over it, until ctx ends. Many are under
+// way at once, so that a system that answers slowly does not lose its nodes.
+func renew(ctx context.Context, client *kubernetes.Clientset, made *atomic.Int64, every time.Duration) error {
 	next := make(chan string)
 	failed := make(chan error, 1)
 	var hands sync.WaitGroup
 	for range leaseHands {
 		hands.Go(func() {
 			for name := range next {
-				if err := renewLease(ctx, client, name); err != nil && ctx.Err() == nil {
+				if err := renewLease(ctx, client, name); err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) { // it may be just being made
 					select {
 					case failed <- fmt.Errorf("renew the lease of %s: %w", name, err):
 					default:
@@ -139,16 +155,15 @@ func renew(ctx context.Context, client *kubernetes.Clientset, count int) error {
 			}
 		})
 	}
-	ticker := time.NewTicker(every / time.Duration(count))
-	defer ticker.Stop()
-	for i := 0; ctx.Err() == nil; i = (i + 1) % count {
+	const seldom = 200 * time.Millisecond // before the first is made
+	for i := int64(0); ctx.Err() == nil; i++ {
+		count := made.Load()
+		if !lifecycle.Pause(ctx, min(seldom, every/time.Duration(count+1))) || count == 0 {
+			continue
+		}
 		select {
 		case <-ctx.Done():
-		case <-ticker.C:
-			select {
-			case <-ctx.Done():
-			case next <- nodeName(i):
-			}
+		case next <- nodeName(int(i % count)):
 		}
 	}
 	close(next)
