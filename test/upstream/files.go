@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -27,8 +28,8 @@ resources:
   - identity: {}
 `
 
-// writeFiles makes all keys, certificates and configurations in dir.
-func writeFiles(dir, apiURL string) error {
+// writeFiles makes all keys, certificates and configurations in dir. address may be nil.
+func writeFiles(dir, apiURL string, address net.IP) error {
 	ca, err := NewAuthority("kubernetes")
 	if err != nil {
 		return err
@@ -41,11 +42,20 @@ func writeFiles(dir, apiURL string) error {
 	if files["ca.key"], err = encodeKey(ca.key.(*ecdsa.PrivateKey)); err != nil {
 		return err
 	}
-	server, err := ca.Server("kube-apiserver")
+	var further []net.IP
+	if address != nil {
+		further = append(further, address)
+	}
+	server, err := ca.Server("kube-apiserver", further...)
 	if err != nil {
 		return err
 	}
 	files["apiserver.crt"], files["apiserver.key"] = server.Cert, server.Key
+	kubelets, err := ca.Client("kube-apiserver-kubelet-client", "system:masters")
+	if err != nil {
+		return err
+	}
+	files["kubelet-client.crt"], files["kubelet-client.key"] = kubelets.Cert, kubelets.Key
 	proxy, err := front.Client("front-proxy-client")
 	if err != nil {
 		return err

@@ -22,17 +22,22 @@ type Options struct {
 	Dir      string   // empty folder for keys, data and logs; required
 	APIOnly  bool     // leaves out kube-controller-manager and kube-scheduler
 	APIFlags []string // further flags of kube-apiserver
+	Address  net.IP   // where nodes reach kube-apiserver; without it, it listens on the loopback address
+	NetNS    string   // network namespace that it all lives in, as a path; default the caller's
 }
 
 // Cluster is a running control plane without nodes.
 type Cluster struct {
 	Kubeconfig string    // of an administrator
 	PKI        string    // folder with ca.crt and ca.key
+	Server     string    // URL of kube-apiserver
 	Etcd       string    // URL of etcd
 	Started    time.Time // when the first program was started
 
 	commands []*exec.Cmd
 	exited   []chan struct{} // one a command, closed when it has ended
+	nodes    []string
+	dns      net.IP // of the first node
 }
 
 // Start starts the four programs and returns without waiting for them to be ready: etcd and
@@ -49,17 +54,23 @@ func Start(opts Options) (*Cluster, error) {
 	if err := os.MkdirAll(pki, 0o700); err != nil {
 		return nil, fmt.Errorf("upstream: make a folder: %w", err)
 	}
-	if err := writeFiles(pki, "https://127.0.0.1:"+ports[2]); err != nil {
+	address := "127.0.0.1"
+	if opts.Address != nil {
+		address = opts.Address.String()
+	}
+	server := "https://" + net.JoinHostPort(address, ports[2])
+	if err := writeFiles(pki, server, opts.Address); err != nil {
 		return nil, err
 	}
-	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Etcd: "http://127.0.0.1:" + ports[0], Started: time.Now()}
-	programs := arguments(opts.Dir, ports)
+	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Server: server, Etcd: "http://127.0.0.1:" + ports[0], Started: time.Now()}
+	programs := arguments(opts.Dir, address, ports)
 	programs[1] = append(programs[1], opts.APIFlags...)
 	if opts.APIOnly {
 		programs = programs[:2]
 	}
 	for _, p := range programs {
-		if err := c.start(opts, p[0], p[1:]); err != nil {
+		p[0] = filepath.Join(opts.Programs, p[0])
+		if err := c.launch(opts.Dir, filepath.Base(p[0]), inNetNS(opts.NetNS, p)); err != nil {
 			return nil, errors.Join(err, c.Stop())
 		}
 	}
@@ -68,7 +79,7 @@ func Start(opts Options) (*Cluster, error) {
 
 // arguments are the command lines: what kubeadm writes, the clients' limits raised, and ten times
 // the default number of workers in the controllers that the benchmarks drive.
-func arguments(dir string, ports []string) [][]string {
+func arguments(dir, address string, ports []string) [][]string {
 	file := func(name string) string { return filepath.Join(dir, "pki", name) }
 	etcd, peer, api, manager, scheduler := ports[0], ports[1], ports[2], ports[3], ports[4]
 	limits := []string{
@@ -83,10 +94,12 @@ func arguments(dir string, ports []string) [][]string {
 			"--initial-cluster=upstream=http://127.0.0.1:" + peer, "--snapshot-count=10000", "--log-level=warn",
 		},
 		{
-			"kube-apiserver", "--etcd-servers=http://127.0.0.1:" + etcd, "--bind-address=127.0.0.1",
-			"--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none", "--secure-port=" + api,
+			"kube-apiserver", "--etcd-servers=http://127.0.0.1:" + etcd, "--bind-address=" + address,
+			"--advertise-address=" + address, "--endpoint-reconciler-type=" + reconciler(address), "--secure-port=" + api,
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
 			"--client-ca-file=" + file("ca.crt"),
+			"--kubelet-client-certificate=" + file("kubelet-client.crt"), "--kubelet-client-key=" + file("kubelet-client.key"),
+			"--kubelet-preferred-address-types=InternalIP",
 			"--tls-cert-file=" + file("apiserver.crt"), "--tls-private-key-file=" + file("apiserver.key"),
 			"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 			"--service-account-key-file=" + file("sa.pub"), "--service-account-signing-key-file=" + file("sa.key"),
@@ -113,14 +126,23 @@ func arguments(dir string, ports []string) [][]string {
 	}
 }
 
-func (c *Cluster) start(opts Options, name string, args []string) error {
-	log, err := os.Create(filepath.Join(opts.Dir, name+".log"))
+// reconciler says who keeps the endpoints of the Service kubernetes: kube-apiserver cannot name the loopback address there.
+func reconciler(address string) string {
+	if net.ParseIP(address).IsLoopback() {
+		return "none"
+	}
+	return "lease"
+}
+
+// launch runs a program with its log in dir. It ends with this process.
+func (c *Cluster) launch(dir, name string, args []string) error {
+	log, err := os.Create(filepath.Join(dir, name+".log"))
 	if err != nil {
 		return fmt.Errorf("upstream: make a log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command(filepath.Join(opts.Programs, name), args...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = opts.Dir, log, log
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("upstream: start %s: %w", name, err)
@@ -155,13 +177,16 @@ func (c *Cluster) Check() error {
 	return nil
 }
 
-// Stop ends the programs, etcd last, and waits for them.
+// Stop ends the nodes with their containers and the programs, etcd last, and waits for them.
 func (c *Cluster) Stop() error {
 	var failed []error
 	for i := len(c.commands) - 1; i >= 0; i-- {
 		failed = append(failed, stop(c.commands[i], c.exited[i]))
 	}
-	c.commands, c.exited = nil, nil
+	for _, node := range c.nodes {
+		failed = append(failed, killNode(node))
+	}
+	c.commands, c.exited, c.nodes = nil, nil, nil
 	return errors.Join(failed...)
 }
 
@@ -177,6 +202,7 @@ func stop(cmd *exec.Cmd, exited <-chan struct{}) error {
 		_ = cmd.Process.Kill()
 		<-exited
 	}
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what else it has started
 	return nil
 }
 

@@ -67,7 +67,7 @@ func TakeOver(ctx context.Context, opts TakeOverOptions) (*Cluster, error) {
 	}
 	where := Options{Programs: opts.Programs, Dir: opts.Dir}
 	for _, p := range takeOverArguments(opts, ports) {
-		if err := c.start(where, p[0], p[1:]); err != nil {
+		if err := c.launch(where.Dir, p[0], append([]string{filepath.Join(where.Programs, p[0])}, p[1:]...)); err != nil {
 			return nil, errors.Join(err, c.Stop())
 		}
 	}
@@ -80,7 +80,7 @@ func downgrade(ctx context.Context, opts TakeOverOptions, ports []string) (err e
 	defer cancel()
 	c := &Cluster{}
 	where := Options{Programs: filepath.Dir(opts.NewEtcd), Dir: opts.Dir}
-	if err := c.start(where, filepath.Base(opts.NewEtcd), etcdArguments(opts, ports)); err != nil {
+	if err := c.launch(where.Dir, filepath.Base(opts.NewEtcd), append([]string{filepath.Join(where.Programs, filepath.Base(opts.NewEtcd))}, etcdArguments(opts, ports)...)); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Stop()) }()
