@@ -100,9 +100,10 @@ func (s *Scheduler) nodeChanged(old, node *corev1.Node) {
 	}
 }
 
-// nodeGone has the pods retried that may fit elsewhere once a node is not counted, and those nominated to it.
+// nodeGone has the pods retried that may fit elsewhere once a node and its pods are not counted, and those
+// nominated to it.
 func (s *Scheduler) nodeGone(name string) {
-	s.retryRejectedBy(PluginsOf(PodTopologySpread), nil)
+	s.retryRejectedBy(PluginsOf(PodTopologySpread, InterPodAffinity, VolumeRestrictions), nil)
 	for uid, n := range s.state.nominees {
 		if w := s.queue.pods[uid]; n.node == name && w != nil && w.line != nil {
 			s.retry(w.line)
@@ -128,32 +129,37 @@ func (s *Scheduler) podChanged(pod *corev1.Pod) {
 	}
 }
 
-// retryOn has the pods retried that would fit on a node now, or after they have evicted others there. It
-// costs a look a template, not a pod.
+// retryOn has the pods retried that would fit on a node now, or after they have evicted others there. Of the
+// others it notes what keeps them from it now: that may be another plugin than when they were tried, and
+// what changes its mind may happen on another node. It costs a look a template, not a pod.
 func (s *Scheduler) retryOn(slot int32) {
 	name := s.state.nodes[slot].node.Name
 	lowest := int32(math.MaxInt32)
 	for _, p := range s.state.podsOn(slot) {
 		lowest = min(lowest, priorityOf(p.pod))
 	}
-	for t, lines := range s.queue.parked {
+	for t, lines := range s.queue.listening {
 		known, fits := false, false
+		var against PluginSet
 		for l := range lines {
 			w := l.tried.first()
 			if w == nil {
 				continue
 			}
 			if !l.shared && s.state.nominatedTo(w.pod.UID) == name {
-				if s.state.mayFit(t, w.pod, slot) || !s.state.waitsForVictims(t, w.pod, s.isDoomed) {
+				if s.state.objector(t, w.pod, slot) == 0 || !s.state.waitsForVictims(t, w.pod, s.isDoomed) {
 					s.retry(l)
 				}
-				continue
+				continue // tried at the latest when its victims have gone
 			}
 			if !known {
-				known, fits = true, s.state.mayFit(t, w.pod, slot) || lowest < l.priority && s.state.mayFitAlone(t, w.pod, slot)
+				known = true
+				fits, against = s.state.couldTake(t, w.pod, slot, lowest)
 			}
 			if fits {
 				s.retry(l)
+			} else {
+				s.queue.object(l, l.plugins|against)
 			}
 		}
 	}
@@ -162,7 +168,7 @@ func (s *Scheduler) retryOn(slot int32) {
 // retryRejectedBy has the pods retried that one of the plugins has rejected and that match; a nil match
 // takes them all. A line is asked about once, by the pod that waits longest.
 func (s *Scheduler) retryRejectedBy(plugins PluginSet, match func(*corev1.Pod) bool) {
-	for _, lines := range s.queue.parked {
+	for _, lines := range s.queue.listening {
 		for l := range lines {
 			if l.plugins&plugins == 0 {
 				continue
@@ -174,26 +180,40 @@ func (s *Scheduler) retryRejectedBy(plugins PluginSet, match func(*corev1.Pod) b
 	}
 }
 
-// retry has a parked line tried again.
+// retry has a line tried again whose pods wait for an event.
 func (s *Scheduler) retry(l *line) {
 	s.queue.help(l, s.now())
 	s.poke()
 }
 
-// mayFit says whether a pod would fit on a node now. It leaves no cache behind.
-func (s *State) mayFit(t *template, pod *corev1.Pod, slot int32) bool {
-	if !s.fits(t, slot) {
-		return false
+// couldTake says whether a pod would fit on a node now, or without the pods there that it may evict, of which
+// lowest is the lowest priority; if not, what keeps it away in both cases.
+func (s *State) couldTake(t *template, pod *corev1.Pod, slot, lowest int32) (bool, PluginSet) {
+	first := s.objector(t, pod, slot)
+	if first == 0 || lowest >= priorityOf(pod) || !preempts(pod) || t.profile.Off.Has(DefaultPreemption) {
+		return first == 0, PluginsOf(first)
 	}
-	outside, refused := s.prepare(t, pod)
-	return refused == nil && s.rejectNominated(t, pod, outside, slot) == nil
+	second := s.objectorAlone(t, pod, slot)
+	return second == 0, PluginsOf(first, second)
 }
 
-// mayFitAlone is mayFit as if all pods were gone that a pod may evict.
-func (s *State) mayFitAlone(t *template, pod *corev1.Pod, slot int32) bool {
-	if !preempts(pod) || t.profile.Off.Has(DefaultPreemption) {
-		return false
+// objector is the first plugin that keeps a pod from a node now, 0 if none does. It leaves no cache behind.
+func (s *State) objector(t *template, pod *corev1.Pod, slot int32) Plugin {
+	if !s.fits(t, slot) {
+		return NodeResourcesFit
 	}
+	outside, refused := s.prepare(t, pod)
+	if refused == nil {
+		refused = s.rejectNominated(t, pod, outside, slot)
+	}
+	if refused == nil {
+		return 0
+	}
+	return refused.plugin
+}
+
+// objectorAlone is objector as if all pods were gone that a pod may evict.
+func (s *State) objectorAlone(t *template, pod *corev1.Pod, slot int32) Plugin {
 	var lower []*placed
 	for _, p := range s.podsOn(slot) {
 		if priorityOf(p.pod) < priorityOf(pod) {
@@ -201,9 +221,9 @@ func (s *State) mayFitAlone(t *template, pod *corev1.Pod, slot int32) bool {
 			lower = append(lower, p)
 		}
 	}
-	fits := s.mayFit(t, pod, slot)
+	plugin := s.objector(t, pod, slot)
 	for _, p := range lower {
 		s.letDown(p)
 	}
-	return fits
+	return plugin
 }

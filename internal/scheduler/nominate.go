@@ -14,30 +14,57 @@ import (
 func (s *Scheduler) misfit(w *waiting, failure *FitError, now time.Time) *job {
 	message := failure.Message
 	kept := s.state.nominatedTo(w.pod.UID)
+	plugins := failure.Plugins
 	j := &job{pod: w.pod, started: now}
 	if failure.evictable {
-		e, tail := s.preempt(w, failure, now)
+		e, tail, against := s.preempt(w, failure, now)
 		if e != nil {
-			return s.evict(w, e, message, failure.Plugins, now)
+			return s.evict(w, e, message, plugins, now)
 		}
+		plugins |= against
 		message = withTail(message, tail)
 		if tail == reasonTerminating {
-			s.queue.misfit(w, true, failure.Plugins, now)
+			s.queue.misfit(w, true, plugins, now)
 			return s.tell(w, j, message)
 		}
 	}
 	// Nothing can be done for the pod where it is nominated, so that others may have the room.
-	if kept != "" && preempts(w.pod) {
+	lapsed := kept != "" && preempts(w.pod)
+	if lapsed {
 		s.state.Unnominate(w.pod.UID)
 		s.freeNomination(w.pod, kept)
 		kept = ""
 	}
-	if w.pod.Status.NominatedNodeName != kept {
+	if lapsed || w.pod.Status.NominatedNodeName != kept { // it may be written already, and not be seen yet
 		j.nominate = &kept
+		s.owe(j)
 		w.message = ""
 	}
-	s.queue.misfit(w, kept != "", failure.Plugins, now)
+	s.queue.misfit(w, kept != "", plugins, now)
 	return s.tell(w, j, message)
+}
+
+// owe notes that nominations are to be written. Until they are, events tell of older ones. Every job that
+// is owed comes to do.
+func (s *Scheduler) owe(j *job) {
+	j.owed = append(j.owed, j.pod.UID)
+	for _, pod := range j.aside {
+		j.owed = append(j.owed, pod.UID)
+	}
+	for _, uid := range j.owed {
+		s.owed[uid]++
+	}
+}
+
+// pay ends what owe has begun.
+func (s *Scheduler) pay(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, uid := range j.owed {
+		if s.owed[uid]--; s.owed[uid] == 0 {
+			delete(s.owed, uid)
+		}
+	}
 }
 
 // tell completes the job that reports a pod's failure, nil if there is nothing new.
@@ -52,9 +79,9 @@ func (s *Scheduler) tell(w *waiting, j *job, message string) *job {
 
 // preempt looks for whom to evict for a pod. Without an answer it says why. What was in vain
 // for a pod is so for its kin until something changes.
-func (s *Scheduler) preempt(w *waiting, failure *FitError, now time.Time) (*eviction, string) {
+func (s *Scheduler) preempt(w *waiting, failure *FitError, now time.Time) (*eviction, string, PluginSet) {
 	if s.state.waitsForVictims(w.template, w.pod, s.isDoomed) {
-		return nil, reasonTerminating
+		return nil, reasonTerminating, 0
 	}
 	s.opts.Metrics.preempting()
 	s.turn++
@@ -101,6 +128,7 @@ func (s *Scheduler) evict(w *waiting, e *eviction, message string, plugins Plugi
 	if kept != "" && kept != node {
 		s.freeNomination(w.pod, kept)
 	}
+	s.owe(j)
 	w.message = message
 	s.queue.misfit(w, true, plugins, now).held = true
 	return j

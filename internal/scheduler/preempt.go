@@ -55,9 +55,10 @@ type eviction struct {
 }
 
 // preempt looks for the node on which the least is lost if pods of lower priority make
-// room for a pod. It changes nothing. Without such a node it says why. Source: kube-scheduler's
-// DefaultPreemption. from turns the nodes to begin with, so that not always the same are hit.
-func (s *State) preempt(t *template, pod *corev1.Pod, failure *FitError, budgets []budget, from int, now time.Time) (*eviction, string) {
+// room for a pod. It changes nothing. Without such a node it says why, and which plugins keep the pod
+// from the nodes even then. Source: kube-scheduler's DefaultPreemption. from turns the nodes to begin
+// with, so that not always the same are hit.
+func (s *State) preempt(t *template, pod *corev1.Pod, failure *FitError, budgets []budget, from int, now time.Time) (*eviction, string, PluginSet) {
 	outside, refused := s.prepare(t, pod)
 	candidates := failure.candidates
 	if refused != nil {
@@ -66,14 +67,16 @@ func (s *State) preempt(t *template, pod *corev1.Pod, failure *FitError, budgets
 	want := t.profile.preemptionCandidates(len(candidates))
 	var found []*eviction
 	clean := 0 // of found, those that violate no budget
+	var against PluginSet
 	counts := map[string]int{}
 	for i := range candidates {
 		if clean > 0 && len(found) >= want {
 			break
 		}
-		e, reasons := s.tryEvicting(t, pod, outside, candidates[(from+i)%len(candidates)], budgets, now)
+		e, r := s.tryEvicting(t, pod, outside, candidates[(from+i)%len(candidates)], budgets, now)
 		if e == nil {
-			for _, reason := range reasons {
+			against |= PluginsOf(r.plugin)
+			for _, reason := range r.reasons {
 				counts[reason]++
 			}
 			continue
@@ -84,12 +87,12 @@ func (s *State) preempt(t *template, pod *corev1.Pod, failure *FitError, budgets
 		}
 	}
 	if len(found) > 0 {
-		return cheapest(found, now), ""
+		return cheapest(found, now), "", 0
 	}
 	if n := len(s.order) - len(candidates); n > 0 {
 		counts[reasonNotHelpful] = n
 	}
-	return nil, fmt.Sprintf("0/%d nodes are available: %s.", len(s.order), histogram(counts))
+	return nil, fmt.Sprintf("0/%d nodes are available: %s.", len(s.order), histogram(counts)), against
 }
 
 // preemptionCandidates is how many nodes are compared.
@@ -97,10 +100,10 @@ func (p *Profile) preemptionCandidates(nodes int) int {
 	return min(max(nodes*int(p.MinCandidatePercent)/100, int(p.MinCandidateNodes)), nodes)
 }
 
-// tryEvicting finds the least set of pods to take from a node so that a pod fits, or the
-// reasons why there is none: all of lower priority go, then as many as can are let stay,
+// tryEvicting finds the least set of pods to take from a node so that a pod fits, or says
+// why there is none: all of lower priority go, then as many as can are let stay,
 // those first whose budgets would be violated, and the more important ones before others.
-func (s *State) tryEvicting(t *template, pod *corev1.Pod, outside []outsideCheck, slot int32, budgets []budget, now time.Time) (*eviction, []string) {
+func (s *State) tryEvicting(t *template, pod *corev1.Pod, outside []outsideCheck, slot int32, budgets []budget, now time.Time) (*eviction, *rejection) {
 	priority := priorityOf(pod)
 	var lower []*placed
 	for _, p := range s.podsOn(slot) {
@@ -109,7 +112,7 @@ func (s *State) tryEvicting(t *template, pod *corev1.Pod, outside []outsideCheck
 		}
 	}
 	if len(lower) == 0 {
-		return nil, []string{reasonNoVictims}
+		return nil, &rejection{reasons: []string{reasonNoVictims}}
 	}
 	for _, p := range lower {
 		s.lift(p)
@@ -120,7 +123,7 @@ func (s *State) tryEvicting(t *template, pod *corev1.Pod, outside []outsideCheck
 		}
 	}()
 	if r := s.rejectNominated(t, pod, outside, slot); r != nil {
-		return nil, r.reasons
+		return nil, r
 	}
 	moreImportant := func(a, b *placed) int { return byImportance(a.pod, b.pod, now) }
 	slices.SortStableFunc(lower, moreImportant)
@@ -140,7 +143,7 @@ func (s *State) tryEvicting(t *template, pod *corev1.Pod, outside []outsideCheck
 		}
 	}
 	if len(victims) == 0 {
-		return nil, []string{fmt.Sprintf("expected at least one victim pod on node %q", s.nodes[slot].node.Name)}
+		return nil, &rejection{reasons: []string{fmt.Sprintf("expected at least one victim pod on node %q", s.nodes[slot].node.Name)}}
 	}
 	slices.SortStableFunc(victims, moreImportant)
 	for _, p := range victims {

@@ -28,7 +28,7 @@ func BenchmarkPreempt(b *testing.B) {
 			now, from := time.Unix(0, 0).Add(time.Hour), 0
 			for b.Loop() {
 				from++
-				if e, _ := s.preempt(t, pod, failure, nil, from, now); e == nil {
+				if e, _, _ := s.preempt(t, pod, failure, nil, from, now); e == nil {
 					b.Fatal("nobody is evicted")
 				}
 			}

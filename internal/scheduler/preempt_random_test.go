@@ -131,7 +131,7 @@ func TestEvictionAgainstPlainModel(t *testing.T) {
 		}
 		var got *eviction
 		if failure.evictable {
-			got, _ = s.preempt(template, pod, failure, budgets, round, now)
+			got, _, _ = s.preempt(template, pod, failure, budgets, round, now)
 		}
 		if (got != nil) != (best != "") {
 			t.Fatalf("round %d, GANTRY_TEST_SEED=%d: evicts %+v, the model does on %q %v", round, seed, got, best, want[best])

@@ -188,7 +188,7 @@ func TestEvictionOf(t *testing.T) {
 				var e *eviction
 				if failure.evictable {
 					var tail string
-					if e, tail = s.preempt(template, tc.pod, failure, budgets, from, time.Unix(0, 0).Add(time.Hour)); e == nil {
+					if e, tail, _ = s.preempt(template, tc.pod, failure, budgets, from, time.Unix(0, 0).Add(time.Hour)); e == nil {
 						message = withTail(failure.Message, tail)
 					}
 				}

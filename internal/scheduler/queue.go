@@ -38,10 +38,11 @@ type line struct {
 	held     bool    // others are being evicted for its pod; events wait until that is done
 	missed   bool    // an event came while it was held
 
-	plugins PluginSet // that rejected a node when a pod was tried last
+	plugins PluginSet // that rejected a node when a pod was tried last, or have when a node changed since
 	company *company  // pods elsewhere that may make a difference; nil if none can
 
 	in       where
+	made     uint64    // order of making
 	index    int       // in its heap
 	due      time.Time // when it is tried again at the latest, if it backs off
 	turn     uint64    // a line that has failed goes behind its equals
@@ -57,7 +58,7 @@ const (
 	active        // to be tried
 	misfits       // backs off since its pods fitted nowhere; tried at once when nothing is active
 	faults        // backs off after a failed write
-	parked        // waits for an event that helps
+	parked        // has nothing to try: all its pods wait for an event that helps
 )
 
 // maxParked is how long a pod waits for an event before it is tried all the same
@@ -79,19 +80,27 @@ type queue struct {
 	active  lineHeap
 	misfits lineHeap
 	faults  lineHeap
-	parked  map[*template]map[*line]struct{}
-	social  map[*line]struct{} // the parked ones with company
-	turn    uint64
+	// listening are the lines with pods that have been tried and wait for an event that helps. Most are
+	// parked; one that is active for its fresh pods listens for the others.
+	listening map[*template]map[*line]struct{}
+	social    map[*line]struct{} // those of them with company
+	turn      uint64
+	made      uint64 // counts lines
 }
 
 func newQueue(initial, limit time.Duration) *queue {
-	byDue := func(a, b *line) bool { return a.due.Before(b.due) }
+	byDue := func(a, b *line) bool { return a.due.Before(b.due) || a.due.Equal(b.due) && a.made < b.made }
 	return &queue{
 		initial: initial, limit: limit, patience: maxParked,
 		pods: map[types.UID]*waiting{}, gated: map[types.UID]struct{}{}, lines: map[*template]*line{},
 		active: lineHeap{before: sooner}, misfits: lineHeap{before: byDue}, faults: lineHeap{before: byDue},
-		parked: map[*template]map[*line]struct{}{}, social: map[*line]struct{}{},
+		listening: map[*template]map[*line]struct{}{}, social: map[*line]struct{}{},
 	}
+}
+
+func (q *queue) newLine(t *template, shared bool) *line {
+	q.made++
+	return &line{template: t, priority: priorityOf(t.pod), shared: shared, made: q.made}
 }
 
 // sooner orders active lines: by priority, then by the time of the head's arrival or of the
@@ -130,7 +139,7 @@ func (q *queue) add(pod *corev1.Pod, t *template, number uint64, now time.Time) 
 func (q *queue) lineOf(t *template) *line {
 	l := q.lines[t]
 	if l == nil {
-		l = &line{template: t, priority: priorityOf(t.pod), shared: true}
+		l = q.newLine(t, true)
 		q.lines[t] = l
 	}
 	return l
@@ -150,6 +159,7 @@ func (q *queue) join(w *waiting, l *line, tried bool) {
 // settle puts a line where its pods want it: among the active if there is one to try. A line
 // that backs off after a failed write stays, unless it has company.
 func (q *queue) settle(l *line) {
+	defer q.listen(l)
 	switch {
 	case len(l.fresh)+len(l.tried) == 0:
 		q.put(l, nowhere)
@@ -168,6 +178,29 @@ func (q *queue) settle(l *line) {
 	}
 }
 
+// listens says whether pods of the line wait for an event.
+func (l *line) listens() bool { return len(l.tried) > 0 && !l.retry }
+
+// listen has events come to a line, or not, as its pods want it.
+func (q *queue) listen(l *line) {
+	if !l.listens() {
+		if delete(q.listening[l.template], l); len(q.listening[l.template]) == 0 {
+			delete(q.listening, l.template)
+		}
+		delete(q.social, l)
+		return
+	}
+	if q.listening[l.template] == nil {
+		q.listening[l.template] = map[*line]struct{}{}
+	}
+	q.listening[l.template][l] = struct{}{}
+	if l.company != nil {
+		q.social[l] = struct{}{}
+	} else {
+		delete(q.social, l)
+	}
+}
+
 // put moves a line.
 func (q *queue) put(l *line, to where) {
 	switch l.in {
@@ -177,12 +210,6 @@ func (q *queue) put(l *line, to where) {
 		heap.Remove(&q.misfits, l.index)
 	case faults:
 		heap.Remove(&q.faults, l.index)
-	case parked:
-		delete(q.parked[l.template], l)
-		if len(q.parked[l.template]) == 0 {
-			delete(q.parked, l.template)
-		}
-		delete(q.social, l)
 	}
 	l.in = to
 	switch to {
@@ -192,14 +219,6 @@ func (q *queue) put(l *line, to where) {
 		heap.Push(&q.misfits, l)
 	case faults:
 		heap.Push(&q.faults, l)
-	case parked:
-		if q.parked[l.template] == nil {
-			q.parked[l.template] = map[*line]struct{}{}
-		}
-		q.parked[l.template][l] = struct{}{}
-		if l.company != nil {
-			q.social[l] = struct{}{}
-		}
 	}
 }
 
@@ -258,7 +277,7 @@ func (q *queue) pop(now time.Time) (*waiting, time.Time) {
 func (q *queue) misfit(w *waiting, nominated bool, plugins PluginSet, now time.Time) *line {
 	l := q.lines[w.template]
 	if nominated || l == nil {
-		l = &line{template: w.template, priority: priorityOf(w.pod), shared: !nominated}
+		l = q.newLine(w.template, !nominated)
 	}
 	if l.shared {
 		q.lines[w.template] = l
@@ -272,22 +291,25 @@ func (q *queue) misfit(w *waiting, nominated bool, plugins PluginSet, now time.T
 	l.retry, l.failed = false, now
 	q.turn++
 	l.turn = q.turn
-	if l.plugins != plugins {
-		l.plugins, l.company = plugins, companyOf(w.pod, plugins)
-		delete(q.social, l)
-	}
-	if l.in == parked && l.company != nil {
-		q.social[l] = struct{}{}
-	}
+	q.object(l, plugins)
 	q.join(w, l, true)
 	return l
+}
+
+// object notes which plugins keep the pods of a line waiting.
+func (q *queue) object(l *line, plugins PluginSet) {
+	if l.plugins == plugins {
+		return
+	}
+	l.plugins, l.company = plugins, companyOf(l.template.pod, plugins)
+	q.listen(l)
 }
 
 // fault puts a pod aside after a failure that is not about room.
 func (q *queue) fault(w *waiting, now time.Time) {
 	q.leave(w)
 	w.errors++
-	l := &line{template: w.template, priority: priorityOf(w.pod), in: nowhere}
+	l := q.newLine(w.template, false)
 	l.due = now.Add(q.backoff(w.errors))
 	w.line, w.tried = l, false
 	heap.Push(&l.fresh, w)
@@ -309,9 +331,9 @@ func (q *queue) placed(t *template) {
 	}
 }
 
-// help has a parked line tried again, after its back-off if there is other work.
+// help has the pods of a line that wait for an event tried again, after its back-off if there is other work.
 func (q *queue) help(l *line, now time.Time) {
-	if l.in != parked {
+	if !l.listens() {
 		return
 	}
 	if l.held {
@@ -319,6 +341,11 @@ func (q *queue) help(l *line, now time.Time) {
 		return
 	}
 	l.retry = true
+	q.listen(l)
+	if l.in == active { // for pods that have not been tried; those that wait for longer come first now
+		heap.Fix(&q.active, l.index)
+		return
+	}
 	if l.due = l.failed.Add(q.backoff(l.failures)); l.due.After(now) {
 		q.put(l, misfits)
 		return
@@ -329,7 +356,7 @@ func (q *queue) help(l *line, now time.Time) {
 // flush has pods tried that have waited in vain for too long, each on its own. It says whether there are any.
 func (q *queue) flush(now time.Time) bool {
 	var stale []*line
-	for _, lines := range q.parked {
+	for _, lines := range q.listening {
 		for l := range lines {
 			if now.Sub(l.failed) >= q.patience && !l.held {
 				stale = append(stale, l)

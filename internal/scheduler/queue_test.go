@@ -69,7 +69,7 @@ func TestEqualsTakeTurns(t *testing.T) {
 	for range 6 {
 		w, _ := q.pop(now)
 		if w == nil {
-			for _, lines := range q.parked { // an event that helps them all
+			for _, lines := range q.listening { // an event that helps them all
 				for l := range lines {
 					q.help(l, now)
 				}
@@ -111,6 +111,32 @@ func TestBackoffHoldsWhileThereIsWork(t *testing.T) {
 	for failures, want := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 10 * time.Second, 10 * time.Second} {
 		if got := q.backoff(failures); got != want {
 			t.Errorf("backoff(%d) = %v, want %v", failures, got, want)
+		}
+	}
+}
+
+func TestTriedPodsHearOfEventsWhileTheirKinIsNew(t *testing.T) {
+	now := time.Unix(0, 0)
+	q := newQueue(time.Second, 10*time.Second)
+	s := NewState()
+	add := func(name string) {
+		pod := newPod(name, "1", "")
+		q.add(pod, s.ref(pod), 0, now)
+	}
+	add("a0")
+	w, _ := q.pop(now)
+	l := q.misfit(w, false, PluginsOf(NodeResourcesFit), now)
+	add("a1") // the line is active, for this one only
+	if len(q.listening) != 1 || l.in != active {
+		t.Fatalf("%d lines listen, the line is in %d", len(q.listening), l.in)
+	}
+	q.help(l, now)
+	if len(q.listening) != 0 {
+		t.Errorf("%d lines listen after the event", len(q.listening))
+	}
+	for i, want := range []string{"a0", "a1"} {
+		if w, _ = q.pop(now); w == nil || w.pod.Name != want {
+			t.Fatalf("pop %d = %+v, want %s", i, w, want)
 		}
 	}
 }

@@ -71,6 +71,8 @@ type Scheduler struct {
 	doomed map[types.UID]struct{}
 	// writing are pods with a write under way, and the jobs that come after it.
 	writing map[types.UID][]*job
+	// owed counts the jobs that will write a pod's nominated node.
+	owed    map[types.UID]int
 	volumes *volumes
 	// binder does what else a binding needs; nil for nothing.
 	binder binder
@@ -199,7 +201,7 @@ func (s *Scheduler) reset() {
 	s.volumes = newVolumes(s.client, s.state, &s.mu)
 	s.state.outside, s.binder = []outsideFilter{s.volumes}, s.volumes
 	s.assumed, s.doomed = map[types.UID]*assumption{}, map[types.UID]struct{}{}
-	s.writing, s.budgets = map[types.UID][]*job{}, map[types.UID]budget{}
+	s.writing, s.owed, s.budgets = map[types.UID][]*job{}, map[types.UID]int{}, map[types.UID]budget{}
 	for len(s.jobs) > 0 {
 		<-s.jobs
 	}
@@ -283,12 +285,20 @@ func (s *Scheduler) seenOn(before, pod *corev1.Pod) {
 	known := s.state.pods[pod.UID]
 	held := s.state.freed
 	moved := known == nil || known.node != pod.Spec.NodeName
+	if known != nil && moved { // a binding that was taken for lost
+		defer s.podGone(known.pod, known.node)
+	}
 	s.state.AddPod(pod, pod.Spec.NodeName)
-	switch {
-	case moved || before != nil && !maps.Equal(before.Labels, pod.Labels):
+	if before != nil && !maps.Equal(before.Labels, pod.Labels) {
+		s.podChanged(before) // nobody's company any more
 		s.podChanged(pod)
-	case s.state.freed != held: // it asks for something else, or goes: that may be less
+	}
+	if !moved && s.state.freed != held { // it asks for something else, or goes: that may be less
 		s.podGone(pod, pod.Spec.NodeName)
+		return
+	}
+	if moved {
+		s.podChanged(pod)
 	}
 }
 
@@ -323,6 +333,9 @@ func (s *Scheduler) dequeue(pod *corev1.Pod) {
 // something else now.
 func (s *Scheduler) enqueue(before, pod *corev1.Pod) {
 	if s.assumed[pod.UID] != nil {
+		if w := s.queue.pods[pod.UID]; w != nil {
+			w.pod = pod // it waits again if it cannot be bound
+		}
 		return
 	}
 	s.followNomination(before, pod)
@@ -351,7 +364,7 @@ func (s *Scheduler) followNomination(before, pod *corev1.Pod) {
 	if was == is && before != nil || kept == is {
 		return
 	}
-	if _, busy := s.writing[pod.UID]; busy && kept != "" && is != kept {
+	if s.owed[pod.UID] > 0 {
 		return // ours is on its way and comes last
 	}
 	s.state.Unnominate(pod.UID)

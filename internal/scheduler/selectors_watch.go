@@ -30,11 +30,13 @@ func (s *Scheduler) onService(old, current client.Object) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		defer s.selectorsChanged(s.state.freed, PodTopologySpread)
 		s.state.SetService(service.Namespace, service.Name, service.Spec.Selector)
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.selectorsChanged(s.state.freed, PodTopologySpread)
 	s.state.RemoveService(old.GetNamespace(), old.GetName())
 }
 
@@ -45,6 +47,7 @@ func (s *Scheduler) onOwner(old, current client.Object) {
 		apiVersion, kind, _ := ownerSelector(old)
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		defer s.selectorsChanged(s.state.freed, PodTopologySpread)
 		s.state.RemoveOwner(apiVersion, kind, old.GetNamespace(), old.GetName())
 		return
 	}
@@ -54,6 +57,7 @@ func (s *Scheduler) onOwner(old, current client.Object) {
 	apiVersion, kind, selector := ownerSelector(current)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.selectorsChanged(s.state.freed, PodTopologySpread)
 	s.state.SetOwner(apiVersion, kind, current.GetNamespace(), current.GetName(), selector)
 }
 
@@ -105,9 +109,18 @@ func (w *namespaceWatch) end() {
 func (s *Scheduler) onNamespace(old, current client.Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.selectorsChanged(s.state.freed, InterPodAffinity)
 	if current != nil {
 		s.state.SetNamespace(current.GetName(), current.GetLabels())
 		return
 	}
 	s.state.RemoveNamespace(old.GetName())
+}
+
+// selectorsChanged has the pods retried that a plugin has rejected, if what has happened since freed was read
+// may help any.
+func (s *Scheduler) selectorsChanged(freed uint64, plugin Plugin) {
+	if s.state.freed != freed {
+		s.retryRejectedBy(PluginsOf(plugin), nil)
+	}
 }

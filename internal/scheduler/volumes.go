@@ -197,9 +197,7 @@ func (s *Scheduler) volumeSubscriptions() []informer.Subscription {
 		})},
 		{Object: &storagev1.CSINode{}, OnEvent: locked(func(old, current client.Object) {
 			set(s.volumes.csiNodes, nameOf, old, current)
-			if current != nil {
-				s.retryRejectedBy(PluginsOf(NodeVolumeLimits), nil)
-			}
+			s.retryRejectedBy(PluginsOf(NodeVolumeLimits), nil) // without it there is no limit
 		})},
 		{Object: &storagev1.CSIDriver{}, OnEvent: locked(func(old, current client.Object) {
 			set(s.volumes.csiDrivers, nameOf, old, current)

@@ -43,6 +43,7 @@ type job struct {
 	victims  []*corev1.Pod
 	aside    []*corev1.Pod // lose their nomination
 	evictor  *waiting      // held until the victims are deleted
+	owed     []types.UID   // pods whose nominated node it will have written
 
 	since, started time.Time
 	attempts       int
@@ -74,6 +75,7 @@ func (s *Scheduler) write(ctx context.Context, j *job) {
 
 // do does a job. A panic costs the pod a retry, not the process.
 func (s *Scheduler) do(ctx context.Context, j *job) {
+	defer s.pay(j)
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.opts.Log.Error("write panicked", "namespace", j.pod.Namespace, "name", j.pod.Name, "panic", cause)
@@ -108,10 +110,14 @@ func (s *Scheduler) untold(pod *corev1.Pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := s.queue.pods[pod.UID]
-	if w == nil || w.line == nil || w.line.held {
+	if w == nil || w.line == nil {
 		return
 	}
 	w.message = ""
+	if w.line.held {
+		w.line.missed = true
+		return
+	}
 	s.queue.fault(w, s.now())
 	s.poke()
 }
@@ -230,13 +236,23 @@ func (s *Scheduler) unassume(pod *corev1.Pod) {
 	s.release(pod, a)
 	node, ok := s.state.RemovePod(pod.UID)
 	if w := s.queue.pods[pod.UID]; w != nil {
-		w.message = ""
-		s.queue.fault(w, s.now())
-		s.poke()
+		s.waitAgain(w)
 	}
 	if ok {
 		s.podGone(pod, node)
 	}
+}
+
+// waitAgain lets a pod wait that could not be bound. It may have changed since it was placed.
+func (s *Scheduler) waitAgain(w *waiting) {
+	defer s.poke()
+	if s.state.sameTemplate(w.template, w.pod) {
+		w.message = ""
+		s.queue.fault(w, s.now())
+		return
+	}
+	s.dequeue(w.pod)
+	s.queue.add(w.pod, s.state.ref(w.pod), w.number, s.now())
 }
 
 // release ends what a placement holds outside of State.
@@ -246,6 +262,7 @@ func (s *Scheduler) release(pod *corev1.Pod, a *assumption) {
 	}
 	if a.reserved {
 		s.binder.unreserve(pod, a.node)
+		s.retryRejectedBy(PluginsOf(VolumeBinding, NodeVolumeLimits), nil)
 	}
 }
 
@@ -253,7 +270,11 @@ func (s *Scheduler) release(pod *corev1.Pod, a *assumption) {
 func (s *Scheduler) evictAll(ctx context.Context, j *job) error {
 	empty := ""
 	for _, pod := range j.aside {
-		s.write(ctx, &job{pod: pod, nominate: &empty})
+		away := &job{pod: pod, nominate: &empty}
+		s.mu.Lock()
+		s.owe(away)
+		s.mu.Unlock()
+		s.write(ctx, away)
 	}
 	errs := make([]error, len(j.victims))
 	for from := 0; from < len(j.victims); from += evictionsAtOnce {
