@@ -16,13 +16,13 @@ func TestReadList(t *testing.T) {
 		err  string
 	}{
 		"names, comments and reasons": {
-			"# head\n\n[sig-a] one [Conformance]\n[sig-b] two\twaits for job\n",
-			[]Test{{Name: "[sig-a] one [Conformance]"}, {Name: "[sig-b] two", WaitsFor: "job"}}, "",
+			"# head\n\n[sig-a] one [Conformance]\n[sig-b] two\tleft out: two nodes\n",
+			[]Test{{Name: "[sig-a] one [Conformance]"}, {Name: "[sig-b] two", LeftOut: "two nodes"}}, "",
 		},
 		"a tab without a reason": {"[sig-a] one\tsoon\n", nil, "line 1: after the tab"},
-		"a reason that is empty": {"[sig-a] one\twaits for \n", nil, "line 1: after the tab"},
+		"a reason that is empty": {"[sig-a] one\tleft out: \n", nil, "line 1: after the tab"},
 		"no name":                {"\nsome text\n", nil, `line 2: "some text" is no name`},
-		"twice":                  {"[sig-a] one\n[sig-a] one\twaits for job\n", nil, "line 2: \"[sig-a] one\" is there twice"},
+		"twice":                  {"[sig-a] one\n[sig-a] one\tleft out: two nodes\n", nil, "line 2: \"[sig-a] one\" is there twice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := ReadList(strings.NewReader(tc.text))
@@ -73,11 +73,11 @@ func TestReadResults(t *testing.T) {
 }
 
 func TestCompare(t *testing.T) {
-	tests := []Test{{"passes", ""}, {"fails", ""}, {"absent", ""}, {"waits", "job"}, {"is there now", "job"}}
+	tests := []Test{{"passes", ""}, {"fails", ""}, {"absent", ""}, {"is left out", "two nodes"}, {"need not be", "two nodes"}}
 	report := Compare(tests, []Result{
 		{Name: "passes", Status: "passed"}, {Name: "fails", Status: "failed", Failure: "because"},
-		{Name: "waits", Status: "failed"}, {Name: "is there now", Status: "passed"}, {Name: "[AfterSuite]", Status: "failed"},
-	}, true)
+		{Name: "is left out", Status: "failed"}, {Name: "need not be", Status: "passed"}, {Name: "[AfterSuite]", Status: "failed"},
+	})
 	if report.Good() {
 		t.Error("the report is good")
 	}
@@ -86,17 +86,18 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"failed: fails (failed, 0s)\n    because\n", "failed beside the tests: [AfterSuite]", "not run: absent\n", "waits for job: waits\n",
-		"passes, though the list says it waits: is there now\n", "\n2 passed, 2 failed, 1 not run, 1 wait for a controller\n",
+		"failed: fails (failed, 0s)\n    because\n", "failed beside the tests: [AfterSuite]", "not run: absent\n", "left out, two nodes: is left out\n",
+		"passes, though the list leaves it out: need not be\n", "\npasses: 1 of 1\n", "\nis left out: 0 of 1\n",
+		"\n2 passed, 2 failed, 1 not run, 1 left out\n",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, text.String())
 		}
 	}
-	if good := Compare(tests[:1], []Result{{Name: "passes", Status: "passed"}}, false); !good.Good() {
+	if good := Compare(tests[:1], []Result{{Name: "passes", Status: "passed"}}); !good.Good() {
 		t.Errorf("not good: %+v", good)
 	}
-	if Compare(nil, nil, false).Good() {
+	if Compare(nil, nil).Good() {
 		t.Error("a run of nothing is good")
 	}
 }

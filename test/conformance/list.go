@@ -8,17 +8,28 @@ import (
 	"strings"
 )
 
-// waitsFor parts a test's name from what it waits for.
-const waitsFor = "\twaits for "
+// leftOut parts a test's name from the reason why it is not run.
+const leftOut = "\tleft out: "
 
 // Test is a line of a list.
 type Test struct {
-	Name     string // as the suite prints it, without "[It] "
-	WaitsFor string // the controller that is not there yet; empty: the test must pass
+	Name    string // as the suite prints it, without "[It] "
+	LeftOut string // why it is not run; empty: the test must pass
 }
 
-// ReadList reads a list: a test's name a line, maybe followed by a tab, "waits for" and what it
-// waits for. Empty lines and lines that start with # say nothing.
+// Group is the special interest group that a test belongs to, "[sig-node]".
+func (t Test) Group() string { return group(t.Name) }
+
+func group(name string) string {
+	first, _, found := strings.Cut(name, "]")
+	if !found {
+		return name
+	}
+	return first + "]"
+}
+
+// ReadList reads a list: a test's name a line, maybe followed by a tab, "left out:" and a reason.
+// Empty lines and lines that start with # say nothing.
 func ReadList(from io.Reader) ([]Test, error) {
 	var tests []Test
 	seen := make(map[string]bool)
@@ -28,18 +39,18 @@ func ReadList(from io.Reader) ([]Test, error) {
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		name, reason, _ := strings.Cut(line, waitsFor)
+		name, reason, _ := strings.Cut(line, leftOut)
 		name, reason = strings.TrimSpace(name), strings.TrimSpace(reason)
 		switch {
 		case strings.Contains(line, "\t") && reason == "":
-			return nil, fmt.Errorf("conformance: line %d: after the tab stands %q and what the test waits for", number, strings.TrimSpace(waitsFor))
+			return nil, fmt.Errorf("conformance: line %d: after the tab stands %q and a reason", number, strings.TrimSpace(leftOut))
 		case !strings.HasPrefix(name, "[sig-"):
 			return nil, fmt.Errorf("conformance: line %d: %q is no name of a test: it starts with [sig-", number, name)
 		case seen[name]:
 			return nil, fmt.Errorf("conformance: line %d: %q is there twice", number, name)
 		}
 		seen[name] = true
-		tests = append(tests, Test{Name: name, WaitsFor: reason})
+		tests = append(tests, Test{Name: name, LeftOut: reason})
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("conformance: read a list: %w", err)

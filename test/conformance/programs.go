@@ -15,7 +15,13 @@ func SuiteImages() []upstream.Program {
 	return []upstream.Program{
 		{Name: "agnhost", Package: "k8s.io/kubernetes/test/images/agnhost"},
 		{Name: "nnp", Package: "k8s.io/kubernetes/test/images/nonewprivs"},
+		{Name: "sample-apiserver", Package: "k8s.io/sample-apiserver"},
 	}
+}
+
+// Etcd is upstream's, as the module of package upstream pins it; a test runs it in a pod.
+func Etcd() []upstream.Program {
+	return []upstream.Program{{Name: "etcd", Package: "go.etcd.io/etcd/server/v3"}}
 }
 
 // OldKubectl is the oldest kubectl that Gantry is tested with.

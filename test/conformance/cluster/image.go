@@ -7,13 +7,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,14 +29,22 @@ import (
 const Busybox = "busybox:conformance"
 
 // image is what the node gets in place of one from a registry: this machine's busybox, and maybe
-// a program.
+// more files.
 type image struct {
 	names      []string
-	programs   map[string]string // path in the image to the file on this machine
+	files      []file
+	tools      string // the program of package standin; without, all is busybox's
 	entrypoint []string
 	cmd        []string
 	user       string
-	mode       int64 // of the programs; default 0755
+}
+
+// file is a file of an image and where it comes from on this machine.
+type file struct {
+	path, source string
+	text         string // what is in it, instead of source
+	mode         int64  // default 0644
+	also         string // a symbolic link to it beside it
 }
 
 // LoadBusybox gives the node an image with this machine's static busybox, so that pods with a
@@ -43,28 +53,59 @@ func (c *Cluster) LoadBusybox(ctx context.Context) error {
 	return c.load(ctx, image{names: []string{Busybox}, cmd: []string{"sh"}})
 }
 
-// LoadSuiteImages gives the node stand-ins for the images that most of upstream's tests use, under
-// their names. dir holds upstream's programs: agnhost is built from upstream's source, the others are it or busybox. What they do
-// not have: a shell that hands on variables whose names are no identifiers (Debian's busybox drops
-// them; two tests of ConfigMap and Secret variables fail for it), and programs of other images.
-func (c *Cluster) LoadSuiteImages(ctx context.Context, dir string) error {
-	const registry = "registry.k8s.io/e2e-test-images/"
-	programs := map[string]string{"agnhost": filepath.Join(dir, "agnhost")}
-	server := []string{"/agnhost", "netexec", "--http-port=80", "--udp-port=-1"}
-	for _, i := range []image{
-		{names: []string{registry + "agnhost:2.63.0", registry + "agnhost:2.55"}, programs: programs, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"}},
-		{names: []string{registry + "busybox:1.37.0-1", "busybox:latest"}, cmd: []string{"sh"}},
-		{names: []string{"registry.k8s.io/pause:3.10.2", "registry.k8s.io/pause:3.10.1"}, programs: programs, entrypoint: []string{"/agnhost", "pause"}},
-		{names: []string{registry + "nginx:1.15-4", registry + "nginx:1.27-0", registry + "httpd:2.4.38-4", registry + "httpd:2.4.39-4"}, programs: programs, cmd: server},
-		{names: []string{registry + "nonroot:1.5"}, cmd: []string{"sh", "-c", "id -u"}, user: "1234"},
-		{names: []string{registry + "nonewprivs:1.4"}, programs: map[string]string{"bin/nnp": filepath.Join(dir, "nnp")}, cmd: []string{"nnp"}, mode: 0o4755},
-		{names: []string{registry + "ipc-utils:1.4"}, cmd: []string{"sh"}},
-	} {
+// SuiteFiles is what the stand-ins for upstream's test images are made of, besides busybox.
+type SuiteFiles struct {
+	Programs string // folder with upstream's agnhost, nnp and sample-apiserver
+	Etcd     string // upstream's program
+	Tools    string // the program of package standin
+	Source   string // folder with the source of upstream's images
+}
+
+// LoadSuiteImages gives the node stand-ins for the images that upstream's conformance tests use, under
+// their names: upstream's own programs, built from source, over busybox with the tools of package
+// standin. nginx and httpd are agnhost's web server.
+func (c *Cluster) LoadSuiteImages(ctx context.Context, from SuiteFiles) error {
+	for _, i := range suiteImages(from) {
+		i.tools = from.Tools
 		if err := c.load(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func suiteImages(from SuiteFiles) []image {
+	const core, registry = "registry.k8s.io/", "registry.k8s.io/e2e-test-images/"
+	program := func(path, name string) file {
+		return file{path: path, source: filepath.Join(from.Programs, name), mode: 0o755}
+	}
+	source := func(path, name string) file { return file{path: path, source: filepath.Join(from.Source, name)} }
+	agnhost := program("agnhost", "agnhost")
+	agnhost.also = "agnhost-2"
+	setuid := program("bin/nnp", "nnp")
+	setuid.mode = 0o4755
+	html := func(image string) []file {
+		return []file{agnhost, source("data.json", image+"/html/data.json"), source(image+".jpg", image+"/html/"+image+".jpg")}
+	}
+	server := []string{"/agnhost", "netexec", "--http-port=80", "--udp-port=-1"}
+	web, files := []string{"/agnhost", "test-webserver"}, []file{agnhost}
+	return []image{
+		{
+			names: []string{registry + "agnhost:2.63.0", registry + "agnhost:2.55"}, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
+			files: []file{agnhost, source("localhost.crt", "agnhost/porter/localhost.crt"), source("localhost.key", "agnhost/porter/localhost.key")},
+		},
+		{names: []string{registry + "busybox:1.37.0-1", "busybox:latest"}, cmd: []string{"sh"}},
+		{names: []string{core + "pause:3.10.2", core + "pause:3.10.1"}, files: files, entrypoint: []string{"/agnhost", "pause"}},
+		{names: []string{registry + "nginx:1.15-4", registry + "nginx:1.27-0", registry + "httpd:2.4.38-4", registry + "httpd:2.4.39-4"}, files: files, cmd: server},
+		// The test of image volumes looks into this file of kitten's.
+		{names: []string{registry + "kitten:1.8"}, files: append(html("kitten"), file{path: "etc/os-release", text: "NAME=\"Alpine Linux\"\n"}), entrypoint: web},
+		{names: []string{registry + "nautilus:1.8"}, files: html("nautilus"), entrypoint: web},
+		{names: []string{registry + "nonroot:1.5"}, cmd: []string{"sh", "-c", "id -u"}, user: "1234"},
+		{names: []string{registry + "nonewprivs:1.4"}, files: []file{setuid}, cmd: []string{"nnp"}},
+		{names: []string{registry + "ipc-utils:1.4", registry + "glibc-dns-testing:2.0.0", registry + "perl:5.26"}, cmd: []string{"sh"}},
+		{names: []string{registry + "sample-apiserver:1.29.2"}, files: []file{program("sample-apiserver", "sample-apiserver")}, entrypoint: []string{"/sample-apiserver"}},
+		{names: []string{core + "etcd:3.6.8-0"}, files: []file{{path: "usr/local/bin/etcd", source: from.Etcd, mode: 0o755}}, entrypoint: []string{"etcd"}},
+	}
 }
 
 func (c *Cluster) load(ctx context.Context, i image) error {
@@ -82,7 +123,7 @@ func (c *Cluster) load(ctx context.Context, i image) error {
 	return c.gantry(ctx, "image", "load", filepath.Clean(archive.Name()))
 }
 
-func (i image) write(path string) error {
+func (i image) write(target string) error {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return fmt.Errorf("cluster: busybox-static must be installed: %w", err)
@@ -109,7 +150,7 @@ func (i image) write(path string) error {
 	}
 	packed, err = mutate.ConfigFile(packed, &v1.ConfigFile{
 		Architecture: runtime.GOARCH, OS: "linux", RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diff}},
-		Config: v1.Config{Entrypoint: i.entrypoint, Cmd: i.cmd, User: i.user, Env: []string{"PATH=/bin"}, WorkingDir: "/"},
+		Config: v1.Config{Entrypoint: i.entrypoint, Cmd: i.cmd, User: i.user, Env: []string{"PATH=/usr/local/bin:/bin"}, WorkingDir: "/"},
 	})
 	if err != nil {
 		return fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
@@ -122,7 +163,7 @@ func (i image) write(path string) error {
 		}
 		tags[tag] = packed
 	}
-	if err := tarball.MultiWriteToFile(path, tags); err != nil {
+	if err := tarball.MultiWriteToFile(target, tags); err != nil {
 		return fmt.Errorf("cluster: write %s: %w", i.names[0], err)
 	}
 	return nil
@@ -134,48 +175,68 @@ const (
 	groups = "root:x:0:\ngroup-defined-in-image:x:50000:user-defined-in-image\nuser-defined-in-image:x:1000:\nnobody:x:65534:\n"
 )
 
-// layer is busybox with its commands, the image's programs, and the folders that programs expect.
+// tools are the programs that package standin has.
+func tools() []string { return []string{"sh", "bash", "curl", "dig", "getent", "nc"} }
+
+// layer is busybox with its commands, the tools, the image's files, and the folders that programs expect.
 func (i image) layer(busybox []byte, applets []string) ([]byte, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
-	put := func(header tar.Header, content []byte) error {
-		header.Size = int64(len(content))
-		if err := w.WriteHeader(&header); err != nil {
-			return err
-		}
-		_, err := w.Write(content)
-		return err
-	}
-	var errs []error
-	for _, dir := range []string{"bin/", "etc/", "tmp/", "proc/", "sys/", "dev/", "usr/", "usr/bin/", "var/", "uploads/"} {
+	for _, dir := range []string{"bin/", "etc/", "tmp/", "proc/", "sys/", "dev/", "usr/", "usr/bin/", "usr/local/", "usr/local/bin/", "var/", "uploads/"} {
 		mode := int64(0o755)
 		if dir == "tmp/" || dir == "uploads/" {
 			mode = 0o1777
 		}
-		errs = append(errs, put(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: mode}, nil))
-	}
-	errs = append(errs,
-		put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, busybox),
-		put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte(users)),
-		put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte(groups)))
-	// Tests of hooks call curl with an address alone.
-	errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/bash", Mode: 0o755}, []byte("#!/bin/sh\nexec /bin/sh \"$@\"\n")))
-	errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: "bin/curl", Mode: 0o755}, []byte("#!/bin/sh\nfor last; do :; done\nexec wget -qO- \"$last\"\n")))
-	for _, applet := range applets {
-		if applet != "busybox" {
-			errs = append(errs, put(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}, nil))
-		}
-	}
-	for target, source := range i.programs {
-		program, err := os.ReadFile(source)
-		if err != nil {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: mode}); err != nil {
 			return nil, err
 		}
-		errs = append(errs, put(tar.Header{Typeflag: tar.TypeReg, Name: target, Mode: cmp.Or(i.mode, 0o755)}, program),
-			put(tar.Header{Typeflag: tar.TypeSymlink, Name: target + "-2", Linkname: filepath.Base(target), Mode: 0o777}, nil))
 	}
-	if err := errors.Join(append(errs, w.Close())...); err != nil {
+	files := []file{{path: "etc/passwd", text: users}, {path: "etc/group", text: groups}, {path: "bin/busybox", text: string(busybox), mode: 0o755}}
+	links := map[string]string{}
+	for _, applet := range applets {
+		links[applet] = "busybox"
+	}
+	if i.tools != "" {
+		files = append(files, file{path: "bin/tools", source: i.tools, mode: 0o755})
+		for _, tool := range tools() {
+			links[tool] = "tools"
+		}
+	}
+	delete(links, "busybox")
+	for _, name := range slices.Sorted(maps.Keys(links)) {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: links[name], Mode: 0o777}); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range append(files, i.files...) {
+		if err := f.write(w); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
 		return nil, err
 	}
 	return layer.Bytes(), nil
+}
+
+// write puts the file into an archive.
+func (f file) write(w *tar.Writer) error {
+	content := []byte(f.text)
+	if f.source != "" {
+		var err error
+		if content, err = os.ReadFile(f.source); err != nil {
+			return err
+		}
+	}
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.path, Mode: cmp.Or(f.mode, 0o644), Size: int64(len(content))}); err != nil {
+		return err
+	}
+	if _, err := w.Write(content); err != nil {
+		return err
+	}
+	if f.also == "" {
+		return nil
+	}
+	link := tar.Header{Typeflag: tar.TypeSymlink, Name: path.Join(path.Dir(f.path), f.also), Linkname: path.Base(f.path), Mode: 0o777}
+	return w.WriteHeader(&link)
 }

@@ -25,9 +25,10 @@ type options struct {
 	bin, cache, module string
 	list, focus, skip  string
 	kubeconfig, out    string
+	etcdCache          string
 	procs              int
 	timeout            time.Duration
-	waiting, keep      bool
+	all, keep          bool
 	images             bool
 }
 
@@ -50,16 +51,17 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.bin, "bin", "../bin", "folder with gantry and kubectl")
 	flags.StringVar(&o.cache, "cache", "../.cache/conformance", "folder that keeps the built suite")
+	flags.StringVar(&o.etcdCache, "etcd-cache", "../.cache/upstream", "folder that keeps upstream's control plane, of which a test runs etcd")
 	flags.StringVar(&o.module, "module", "conformance/programs", "folder of the go.mod that pins the suite")
-	flags.StringVar(&o.list, "list", "conformance/lists/api-only.txt", "file that names the tests")
+	flags.StringVar(&o.list, "list", "conformance/lists/one-node.txt", "file that names the tests")
 	flags.StringVar(&o.focus, "focus", "", "regular expression over names, instead of the list")
 	flags.StringVar(&o.skip, "skip", "", "regular expression over names that are left out")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "run on this cluster instead of starting one")
 	flags.StringVar(&o.out, "out", "../.cache/conformance/out", "folder for the log and the report")
 	flags.IntVar(&o.procs, "procs", 4, "tests at once")
-	flags.DurationVar(&o.timeout, "timeout", time.Hour, "limit of the whole run")
-	flags.BoolVar(&o.waiting, "waiting", false, "also run what the list says waits for a controller")
-	flags.BoolVar(&o.images, "images", false, "give the node stand-ins for upstream's test images, for tests that run pods")
+	flags.DurationVar(&o.timeout, "timeout", 2*time.Hour, "limit of the whole run")
+	flags.BoolVar(&o.all, "all", false, "also run what the list leaves out")
+	flags.BoolVar(&o.images, "images", true, "give the node stand-ins for upstream's test images, for tests that run pods")
 	flags.BoolVar(&o.keep, "keep", false, "leave the cluster there in the end")
 	return o, flags.Parse(args)
 }
@@ -78,7 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Procs: o.procs, Timeout: o.timeout,
 	}
 	if o.focus == "" {
-		suite.Focus = conformance.Focus(conformance.Wanted(tests, o.waiting))
+		suite.Focus = conformance.Focus(conformance.Wanted(tests, o.all))
 	}
 	suite.Programs, err = upstream.Build(ctx, upstream.BuildOptions{
 		Module: o.module, Cache: o.cache, Programs: conformance.SuitePrograms(), Log: stderr,
@@ -93,8 +95,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		defer func() { finish(c, o, stderr) }()
 		suite.Kubeconfig, suite.Command = c.Kubeconfig(), c.Command
-		if err := loadImages(ctx, c, o, stderr); err != nil {
-			return err
+		if o.images {
+			if err := loadImages(ctx, c, o, stderr); err != nil {
+				return err
+			}
 		}
 	}
 	for _, path := range []*string{&suite.Kubectl, &suite.Kubeconfig, &suite.Out} {
@@ -109,7 +113,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.focus != "" {
 		tests = nil
 	}
-	report := conformance.Compare(tests, results, o.waiting)
+	report := conformance.Compare(tests, results)
 	if err := report.Write(stdout); err != nil {
 		return err
 	}
@@ -117,20 +121,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("the suite's log is %s", filepath.Join(suite.Out, "e2e.log"))
 	}
 	return nil
-}
-
-// loadImages gives the node what pods of the suite run, if asked to.
-func loadImages(ctx context.Context, c *cluster.Cluster, o options, stderr io.Writer) error {
-	if !o.images {
-		return nil
-	}
-	dir, err := upstream.Build(ctx, upstream.BuildOptions{
-		Module: o.module, Cache: o.cache, Programs: conformance.SuiteImages(), Log: stderr,
-	})
-	if err != nil {
-		return err
-	}
-	return c.LoadSuiteImages(ctx, dir)
 }
 
 // readList reads the list, unless a focus stands in for it.
