@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -468,6 +469,53 @@ func TestSandboxIsCutOff(t *testing.T) {
 	}
 	if err := r.EnsureSandbox(t.Context(), sb); err != nil {
 		t.Errorf("the next try: %v", err)
+	}
+}
+
+// TestStartIsCutOff gives up starts at every moment of theirs: nothing stays behind that keeps the
+// sandbox from being removed.
+func TestStartIsCutOff(t *testing.T) {
+	dirs := needNode(t)
+	r, _ := startRuntime(t, dirs)
+	image := loadBusybox(t, r)
+	for i := range 16 {
+		sb := newSandbox(t, r, dirs, fmt.Sprintf("cut-off-%d", i), nil)
+		id, err := r.Create(t.Context(), container.Config{
+			SandboxID: sb.ID, Name: "main", Image: image, Command: []string{"/bin/sleep", "1000"}, LogPath: filepath.Join(dirs.logs, sb.ID, "0.log"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*4*time.Millisecond)
+		err = r.Start(ctx, id)
+		cancel()
+		if err := r.RemoveSandbox(t.Context(), sb.ID); err != nil {
+			t.Errorf("start given up after %d ms (%v), then: %v", i*4, err, err)
+		}
+		if _, err := os.Stat(r.bundle(id)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("start given up after %d ms: the bundle is left: %v", i*4, err)
+		}
+	}
+}
+
+// TestBundleWithMountPoints removes a root file system's folder with what runc made in it when
+// nothing was mounted there any more, but no folder with content.
+func TestBundleWithMountPoints(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "rootfs")
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "etc"), 0o755), os.WriteFile(filepath.Join(dir, "etc", "hosts"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeStubs(dir); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "data"), []byte("precious"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeStubs(dir); err == nil {
+		t.Error("a folder with content is removed")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data")); err != nil {
+		t.Error(err)
 	}
 }
 

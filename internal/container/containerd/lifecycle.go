@@ -42,6 +42,10 @@ const startedFile = "started"
 // killWait bounds the wait for a container's end after SIGKILL, and for its log.
 const killWait = 10 * time.Second
 
+// createWait bounds the making of a container's process by the shim, which takes long only on a
+// machine that is very busy.
+const createWait = 2 * time.Minute
+
 // Create makes a container in a sandbox that is there and returns its ID. Its file system
 // and configuration are ready then; nothing runs.
 func (r *Runtime) Create(ctx context.Context, cfg container.Config) (string, error) {
@@ -243,12 +247,19 @@ func (r *Runtime) start(ctx context.Context, c *ctr) error {
 	if err := connectStreams(c, request); err != nil {
 		return err
 	}
-	created, err := conn.tasks.Create(ctx, request)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// Not cut off with the caller: the shim would go on by itself, and make the container's
+	// mount points in a root file system that is unmounted meanwhile.
+	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createWait)
+	defer cancel()
+	created, err := conn.tasks.Create(callCtx, request)
 	if err != nil {
 		r.forceDelete(c.id)
 		return fmt.Errorf("create process: %w", runcError(err))
 	}
-	if _, err := conn.tasks.Start(ctx, &task.StartRequest{ID: c.id}); err != nil {
+	if _, err := conn.tasks.Start(callCtx, &task.StartRequest{ID: c.id}); err != nil {
 		err = runcError(err)
 		cleanCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWait)
 		defer cancel()
@@ -462,8 +473,7 @@ func (r *Runtime) removeBundle(id string) error {
 	if err := unmountAll(rootfs); err != nil {
 		return err
 	}
-	// Not RemoveAll: were something still mounted there, its files would be deleted.
-	if err := os.Remove(rootfs); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeStubs(rootfs); err != nil {
 		return fmt.Errorf("remove bundle: %w", err)
 	}
 	for _, dir := range []string{bundle, filepath.Join(r.opts.State, execDir, id)} {
@@ -472,6 +482,43 @@ func (r *Runtime) removeBundle(id string) error {
 		}
 	}
 	return nil
+}
+
+// removeStubs removes a folder on which nothing is mounted any more, with the empty folders and
+// files that runc may have made in it as mount points. What has content stays, and is an error: were
+// something still mounted there, its files would be deleted.
+func removeStubs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if entry.IsDir() {
+			err = removeStubs(path)
+		} else {
+			err = removeEmpty(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
+}
+
+// removeEmpty removes a file that is regular and empty.
+func removeEmpty(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() > 0 {
+		return fmt.Errorf("%s is no mount point of runc's", path)
+	}
+	return os.Remove(path)
 }
 
 // Status returns what is known of a container, or ErrNotFound.

@@ -13,17 +13,30 @@ import (
 // busybox is the shell behind ours.
 const busybox = "/bin/busybox"
 
+// ours tells busybox's shell of nc in here: by itself it takes the one it has built in.
+const ours = "nc() { /bin/nc \"$@\"; }\n"
+
 // shell becomes busybox's shell. Debian's drops variables whose names are no identifiers; when there
 // are such and the script is one plain command, shell becomes that command itself, as a shell does in the end.
 func shell(args []string) error {
-	if len(args) == 2 && args[0] == "-c" && slices.ContainsFunc(os.Environ(), odd) {
-		if words := plain(args[1]); len(words) > 0 {
+	args = slices.Clone(args)
+	if i := slices.Index(args, "-c") + 1; i > 0 && i < len(args) {
+		if words := plain(args[i]); len(words) > 0 && slices.ContainsFunc(os.Environ(), odd) {
 			if path, err := exec.LookPath(words[0]); err == nil {
 				return become(path, words)
 			}
 		}
+		args[i] = withTools(args[i])
 	}
 	return become(busybox, append([]string{"sh"}, args...))
+}
+
+// withTools is a script that finds the programs in here.
+func withTools(script string) string {
+	if regexp.MustCompile(`\bnc `).MatchString(script) {
+		return ours + script
+	}
+	return script
 }
 
 func become(path string, args []string) error {

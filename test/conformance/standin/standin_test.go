@@ -188,6 +188,11 @@ func TestPlainScripts(t *testing.T) {
 			t.Errorf("%q: %q, want %q", script, got, want)
 		}
 	}
+	for script, want := range map[string]string{"echo a | nc -w 1 h 1": ours + "echo a | nc -w 1 h 1", "rsync a b": "rsync a b"} {
+		if got := withTools(script); got != want {
+			t.Errorf("%q: %q, want %q", script, got, want)
+		}
+	}
 	for entry, want := range map[string]bool{"data-1=x": true, "1A=": true, "A_1=b-c": false, "p.q=": true} {
 		if odd(entry) != want {
 			t.Errorf("%q: odd %v", entry, !want)
