@@ -102,8 +102,9 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-func TestOurListIsWhole(t *testing.T) {
-	file, err := os.Open("lists/api-only.txt")
+func readListFile(t *testing.T, path string) []Test {
+	t.Helper()
+	file, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,21 @@ func TestOurListIsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(tests) != 140 {
-		t.Errorf("%d tests, want the 140 that need no node", len(tests))
+	return tests
+}
+
+// TestOurListsAreWhole holds the lists against what upstream's suite has at the version that is pinned.
+func TestOurListsAreWhole(t *testing.T) {
+	all, apiOnly := readListFile(t, "lists/one-node.txt"), readListFile(t, "lists/api-only.txt")
+	if len(all) != 446 || len(apiOnly) != 140 {
+		t.Errorf("%d tests, %d that need no node; want 446 and 140", len(all), len(apiOnly))
+	}
+	for _, test := range apiOnly {
+		if !slices.Contains(all, test) {
+			t.Errorf("one-node.txt lacks %s", test.Name)
+		}
+	}
+	if !slices.IsSortedFunc(all, func(a, b Test) int { return strings.Compare(a.Group(), b.Group()) }) {
+		t.Error("one-node.txt is not by group")
 	}
 }

@@ -126,6 +126,8 @@ func writeSettings(bridge string) error {
 	}{
 		{"/proc/sys/net/ipv4/ip_forward", "1", false},
 		{conf + "rp_filter", "2", false},
+		// For host ports of 127.0.0.1. The chain "spoofed" drops what pods could reach by it.
+		{conf + "route_localnet", "1", false},
 		// The kernel ORs both, so each other link's own value still decides for it. Redirects would
 		// also use up the pods' share of ICMP errors (inet_peer), which reject UDP packets.
 		{"/proc/sys/net/ipv4/conf/all/send_redirects", "0", false},

@@ -74,7 +74,8 @@ func TestTraffic(t *testing.T) {
 			a, addrA := setup(t, n, "pod-a")
 			b, addrB := setup(t, n, "pod-b",
 				HostPort{HostPort: 8080, PodPort: 80}, HostPort{HostPort: 8080, PodPort: 80, Protocol: "UDP"},
-				HostPort{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 8081, PodPort: 80})
+				HostPort{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 8081, PodPort: 80},
+				HostPort{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8082, PodPort: 80})
 			out := nettest.Outside(t, "uplink", "192.0.2.1/24", "192.0.2.2/24", false)
 			nettest.ServeName(t, b, ":80", "b")
 			nettest.ServeName(t, out, ":80", "outside")
@@ -94,6 +95,11 @@ func TestTraffic(t *testing.T) {
 			// Not by UDP: a wildcard socket answers from the address nearest to the pod.
 			ask(t, a, "tcp4", "192.0.2.1:81", "node", addrA.String())
 			ask(t, out, "tcp4", "192.0.2.1:8081", "b", "192.0.2.2")
+			ask(t, "", "tcp4", "127.0.0.1:8082", "b", "10.244.0.1")
+			ask(t, "", "tcp4", "127.0.0.1:81", "node", "127.0.0.1")
+			if _, _, err := nettest.Ask(t, "", "tcp4", "192.0.2.1:8082"); err == nil {
+				t.Error("a host port of the loopback address answers on another")
+			}
 			if _, _, err := nettest.Ask(t, "", "tcp4", n.Gateway().String()+":8081"); err == nil {
 				t.Error("a host port of one address answers on another")
 			}

@@ -64,10 +64,19 @@ func replaceTable(conn *nftables.Conn, opts Options, records []record) error {
 		chain := conn.AddChain(&nftables.Chain{Name: name, Table: t.table, Type: nftables.ChainTypeNAT,
 			Hooknum: hook, Priority: nftables.ChainPriorityNATDest})
 		add(chain, nft.DaddrIn(loopback, true), nft.DaddrLocal(false), nft.Verdict(expr.VerdictJump, forward.Name))
+		if name == "output" { // a host port of a loopback address, for the node's own programs
+			add(chain, nft.DaddrIn(loopback, false), nft.LoadDaddr(0), nft.LoadProto(1), nft.LoadDport(2), nft.LookupMap(t.hostPorts, 0, 0), nft.DNAT(0))
+		}
 	}
+	// The bridge routes loopback addresses for that (writeSettings); none may come from a pod.
+	spoofed := conn.AddChain(&nftables.Chain{Name: "spoofed", Table: t.table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+	add(spoofed, nft.Iif(opts.Bridge, false), nft.DaddrIn(loopback, false), nft.Verdict(expr.VerdictDrop, ""))
+	add(spoofed, nft.Iif(opts.Bridge, false), nft.SaddrIn(loopback, false), nft.Verdict(expr.VerdictDrop, ""))
 	post := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: t.table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
 	add(post, nft.Marked(), nft.Masquerade())
+	add(post, nft.SaddrIn(loopback, false), nft.Oif(opts.Bridge, false), nft.Masquerade())
 	add(post, nft.SaddrIn(opts.PodCIDR, false), nft.DaddrIn(opts.ClusterCIDR, true),
 		nft.DaddrIn(netip.MustParsePrefix("224.0.0.0/4"), true), nft.Oif(opts.Bridge, true), nft.Masquerade())
 	if err := conn.Flush(); err != nil {

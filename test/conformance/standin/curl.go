@@ -26,6 +26,7 @@ const (
 type curlOptions struct {
 	url, method, data, output, format string
 	header                            http.Header
+	source                            net.IP // address to connect from
 	connect, limit                    time.Duration
 	insecure, fail, include, follow   bool
 }
@@ -48,7 +49,7 @@ func curl(args []string, s streams) error {
 	}
 	request.Header, request.Host = o.header, o.header.Get("Host")
 	client := &http.Client{Transport: &http.Transport{
-		DialContext:       (&net.Dialer{Timeout: o.connect}).DialContext,
+		DialContext:       o.dialer().DialContext,
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: o.insecure}, //nolint:gosec // what -k asks for
 		DisableKeepAlives: true,
 	}}
@@ -61,6 +62,14 @@ func curl(args []string, s streams) error {
 	}
 	defer func() { _ = answer.Body.Close() }()
 	return o.write(answer, s.out)
+}
+
+func (o curlOptions) dialer() *net.Dialer {
+	dialer := &net.Dialer{Timeout: o.connect}
+	if o.source != nil {
+		dialer.LocalAddr = &net.TCPAddr{IP: o.source}
+	}
+	return dialer
 }
 
 func (o curlOptions) write(answer *http.Response, stdout io.Writer) error {
@@ -185,6 +194,10 @@ func (o *curlOptions) setValue(flag, value string) (err error) {
 	case "-H":
 		name, text, _ := strings.Cut(value, ":")
 		o.header.Set(name, strings.TrimSpace(text))
+	case "--interface":
+		if o.source = net.ParseIP(value); o.source == nil {
+			return fmt.Errorf("--interface: %q is no address", value)
+		}
 	case "-m":
 		o.limit, err = seconds(value)
 	case "--connect-timeout":

@@ -42,6 +42,7 @@ func TestCurl(t *testing.T) {
 		"an address":            {[]string{"-g", "-q", "-s", server.URL}, "GET ", 0},
 		"without a scheme":      {[]string{"-qs", strings.TrimPrefix(server.URL, "http://")}, "GET ", 0},
 		"a header":              {[]string{"--header", "X-A: b", server.URL}, "GET b", 0},
+		"from an address":       {[]string{"--interface", "127.0.0.1", server.URL}, "GET ", 0},
 		"a method":              {[]string{"-XPUT", server.URL}, "PUT ", 0},
 		"the status":            {[]string{"-s", "-o", file, "-w", `%{http_code}\n`, server.URL + "/missing"}, "404\n", 0},
 		"a status that fails":   {[]string{"-sf", server.URL + "/missing"}, "", curlBadStatus},
