@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"gantry.dev/gantry/internal/network/dns"
+	"gantry.dev/gantry/internal/network/gateway"
 )
 
 // Version is the protocol's. Sides that differ do not talk; gantry then replaces the edge.
@@ -30,6 +31,10 @@ const (
 	KindReady    Kind = 'R' // the newer edge: it serves now; the edge drains and ends
 	KindSockets  Kind = 'F'
 	KindAck      Kind = 'A' // edge: Ack
+	KindQuery    Kind = 'Q' // client: gateway.Query; edge: KindAnswer
+	KindAnswer   Kind = 'W' // edge: gateway.Answer
+	KindEvents   Kind = 'E' // client: empty; from now on the edge sends KindEvent on this connection, and nothing else is asked on it
+	KindEvent    Kind = 'V' // edge: gateway.Event
 )
 
 // Hello says who answers.
@@ -42,14 +47,16 @@ type Hello struct {
 
 // Table is everything the edge serves.
 type Table struct {
-	Generation uint64    `json:"generation"`
-	DNS        dns.Table `json:"dns"`
+	Generation uint64         `json:"generation"`
+	DNS        dns.Table      `json:"dns"`
+	Gateway    *gateway.Table `json:"gateway,omitempty"` // nil: no gateway
 }
 
 // Delta replaces single sets of records; an empty one is removed.
 type Delta struct {
 	Generation uint64                  `json:"generation"`
-	DNS        map[string][]dns.Record `json:"dns"`
+	DNS        map[string][]dns.Record `json:"dns,omitempty"`
+	Gateway    *gateway.Delta          `json:"gateway,omitempty"`
 }
 
 // Ack ends a request. With an error nothing was changed.
