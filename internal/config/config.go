@@ -33,8 +33,9 @@ type Config struct {
 	SchedulerFile string
 	LoadBalancer  string // LoadBalancerNodes or LoadBalancerNone
 
-	Access Access
-	Node   Node
+	Access  Access
+	Node    Node
+	Gateway Gateway
 
 	given map[string]string
 }

@@ -226,6 +226,7 @@ func (c *Config) check() error {
 	}
 	c.checkAccess(add)
 	c.checkNode(add)
+	c.checkGateway(add)
 	if c.PodCIDR.Overlaps(c.ServiceCIDR) {
 		add(KeyServiceCIDR, "choose ranges that share no address", "%s overlaps the pod range %s", c.ServiceCIDR, c.PodCIDR)
 	}
