@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -44,6 +45,7 @@ type Options struct {
 	Ranges      []netip.Prefix   // of services and pods, for reverse names
 	MinInterval time.Duration    // between two updates; default 10ms
 	RetryDelay  time.Duration    // after an error; default 100ms
+	Gateway     *GatewayOptions  // nil: the edge answers DNS only
 	Logger      *slog.Logger     // default: discards
 }
 
@@ -66,6 +68,7 @@ type Feeder struct {
 	log       *slog.Logger
 	wake      chan struct{} // holds one token when there is work
 	children  []int         // edges that we started and have not reaped; only Run touches it
+	gateway   *gatewayState // nil without a gateway
 
 	mu    sync.Mutex // guards the fields below
 	dirty map[itemKey]bool
@@ -93,7 +96,14 @@ func New(c client.Reader, informers Informers, opts Options) (*Feeder, error) {
 	if len(opts.Socket) > 107 || len(opts.Listen) == 0 || opts.UID < 0 {
 		return nil, fmt.Errorf("routes: Socket has %d bytes, Listen %d addresses, UID is %d: want at most 107, one or more, 0 or more", len(opts.Socket), len(opts.Listen), opts.UID)
 	}
-	return &Feeder{client: c, informers: informers, opts: opts, log: opts.Logger, wake: make(chan struct{}, 1), dirty: map[itemKey]bool{}}, nil
+	f := &Feeder{client: c, informers: informers, opts: opts, log: opts.Logger, wake: make(chan struct{}, 1), dirty: map[itemKey]bool{}}
+	if g := opts.Gateway; g != nil {
+		if g.Kinds == nil || g.Writer == nil || g.Informers == nil || g.NodeName == "" {
+			return nil, errors.New("routes: Gateway needs Kinds, Writer, Informers and NodeName")
+		}
+		f.gateway = newGatewayState(*g)
+	}
+	return f, nil
 }
 
 // Ready reports whether the edge runs and has the whole table.
@@ -111,6 +121,17 @@ func (f *Feeder) setReady(ready bool) {
 
 // Run keeps the edge running and fed until ctx ends. The edge goes on then.
 func (f *Feeder) Run(ctx context.Context) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return f.keep(groupCtx) })
+	if f.gateway != nil {
+		group.Go(func() error { return f.listenGateway(groupCtx) })
+		group.Go(func() error { return f.followEdge(groupCtx) })
+	}
+	return group.Wait()
+}
+
+// keep has sessions with the edge, one after the other.
+func (f *Feeder) keep(ctx context.Context) error {
 	stop, err := f.listen(ctx)
 	if err != nil {
 		return err
@@ -155,13 +176,14 @@ func (f *Feeder) session(ctx context.Context) error {
 	defer reader.Wait()
 	defer func() { _ = conn.Close() }()
 
+	f.awaitGateway(ctx, hello)
 	generation := hello.Generation + 1
 	f.takeDirty() // what came before the lists is in them
 	table, err := f.table(ctx)
 	if err != nil {
 		return err
 	}
-	if err := send(ctx, conn, answers, feed.KindTable, feed.Table{Generation: generation, DNS: table}); err != nil {
+	if err := send(ctx, conn, answers, feed.KindTable, feed.Table{Generation: generation, DNS: table, Gateway: f.gatewayTable()}); err != nil {
 		return err
 	}
 	f.setReady(true)
@@ -184,11 +206,12 @@ func (f *Feeder) session(ctx context.Context) error {
 				return err
 			}
 		}
-		if len(sets) == 0 {
+		changed := f.gatewayDelta()
+		if len(sets) == 0 && changed == nil {
 			continue
 		}
 		generation++
-		if err := send(ctx, conn, answers, feed.KindDelta, feed.Delta{Generation: generation, DNS: sets}); err != nil {
+		if err := send(ctx, conn, answers, feed.KindDelta, feed.Delta{Generation: generation, DNS: sets, Gateway: changed}); err != nil {
 			return err
 		}
 	}
@@ -331,6 +354,11 @@ func (f *Feeder) changed(obj client.Object) {
 	f.mu.Lock()
 	f.dirty[key] = true
 	f.mu.Unlock()
+	f.wakeUp()
+}
+
+// wakeUp tells the session that there is work.
+func (f *Feeder) wakeUp() {
 	select {
 	case f.wake <- struct{}{}:
 	default:

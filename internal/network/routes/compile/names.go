@@ -1,0 +1,48 @@
+package compile
+
+import gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+// Names by which objects choose Gantry's gateway.
+const (
+	Controller        gatewayv1.GatewayController = "gantry.dev/gateway" // of GatewayClasses
+	IngressController                             = "gantry.dev/ingress" // of IngressClasses
+	Namespace                                     = "gantry-system"
+	ClassName                                     = "gantry" // of the GatewayClass, the IngressClass and the Gateway that every cluster has
+)
+
+// Listener names of Ingress.
+const (
+	IngressHTTP  = "ingress/http"
+	IngressHTTPS = "ingress/https"
+)
+
+// Labels, annotations and options.
+const (
+	// LabelCertificate marks the Secrets in Namespace that hold certificates that Gantry keeps. Its
+	// value is "host".
+	LabelCertificate = "gateway.gantry.dev/certificate"
+	// AnnotationHost on such a Secret is the name or address that its certificate is for.
+	AnnotationHost = "gateway.gantry.dev/host"
+	// OptionCertificate, a TLS option of a listener and an annotation of an Ingress, asks with the
+	// value Auto for certificates that Gantry gets by itself.
+	OptionCertificate = "gateway.gantry.dev/certificate"
+	// Auto is the value of OptionCertificate.
+	Auto = "auto"
+	// AnnotationTrustedProxies on the Gateway ClassName lists ranges of addresses that may say for
+	// whom they speak.
+	AnnotationTrustedProxies = "gateway.gantry.dev/trusted-proxies"
+	// AnnotationAccessLog on the Gateway ClassName, or on a route or an Ingress, turns the log of
+	// its requests off with the value "off".
+	AnnotationAccessLog = "gateway.gantry.dev/access-log"
+	// AnnotationHold on a Service is for how long requests wait while it has no endpoint.
+	AnnotationHold = "gateway.gantry.dev/hold"
+	// AnnotationWake is set on a Service while requests wait for it.
+	AnnotationWake = "gateway.gantry.dev/wake"
+	// AnnotationPorts on a Node says which ports its gateway could not take, and who has them.
+	AnnotationPorts = "gateway.gantry.dev/ports"
+	// AnnotationRedirect on an Ingress, with the value "https", redirects its plain HTTP.
+	AnnotationRedirect = "gateway.gantry.dev/redirect"
+)
+
+// ChallengeSecret holds the answers to ACME's http-01: token to key authorization.
+const ChallengeSecret = "acme-challenges"
