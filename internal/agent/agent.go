@@ -140,8 +140,11 @@ type Options struct {
 	DiskUsage        func(path string) (used, capacity int64, err error)
 	IsNotFound       func(error) bool // whether an error of Images means an absent image; default errdefs-like text
 	ParallelPulls    int              // images pulled at once, default 4
-	StatusWriters    int              // statuses written at once, default 4
-	Dial             func(ctx context.Context, network, address string) (net.Conn, error)
+	// ImageAccess says why a pod may not use an image, at each start of a container and also when the image is here already;
+	// credentials are what its pull secrets hold. nil: every pod may use every image that it can pull.
+	ImageAccess   func(ctx context.Context, pod *corev1.Pod, ref string, credentials func() ([]container.Credentials, error)) error
+	StatusWriters int // statuses written at once, default 4
+	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
 	// DialPod connects to a port on the loopback address of a network namespace; nil enters it.
 	DialPod func(ctx context.Context, netns string, port int32) (net.Conn, error)
 	// LocalVolumes are the folders of persistent volumes on this node; nil keeps none.

@@ -90,8 +90,14 @@ func (p *puller) ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		a.events.container(pod, c, corev1.EventTypeWarning, "InspectFailed", message)
 		return container.Image{}, &imageFailure{"InvalidImageName", message, retryAfter}
 	}
-	if c.ImagePullPolicy != corev1.PullAlways {
+	denied := p.denied(ctx, pod, ref)
+	if c.ImagePullPolicy != corev1.PullAlways && (denied == nil || c.ImagePullPolicy == corev1.PullNever) {
 		image, err := a.images.Image(ctx, ref)
+		if denied != nil { // an image that is here is not for everyone
+			message := fmt.Sprintf("Container image %q is not present with pull policy of Never: %v", c.Image, denied)
+			a.events.container(pod, c, corev1.EventTypeWarning, "ErrImageNeverPull", message)
+			return container.Image{}, &imageFailure{"ErrImageNeverPull", message, retryAfter}
+		}
 		switch {
 		case err == nil:
 			a.events.container(pod, c, corev1.EventTypeNormal, "Pulled",
@@ -107,10 +113,19 @@ func (p *puller) ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 			return container.Image{}, &imageFailure{"ErrImageNeverPull", message, retryAfter}
 		}
 	}
-	return p.pull(ctx, pod, c, ref)
+	return p.pull(ctx, pod, c, ref, denied)
 }
 
-func (p *puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container, ref string) (container.Image, *imageFailure) {
+// denied says why a pod may not use an image, whether it is here or not.
+func (p *puller) denied(ctx context.Context, pod *corev1.Pod, ref string) error {
+	if p.agent.opts.ImageAccess == nil {
+		return nil
+	}
+	return p.agent.opts.ImageAccess(ctx, pod, ref, func() ([]container.Credentials, error) { return p.credentials(ctx, pod, ref) })
+}
+
+// pull gets an image from its registry. denied is why the pod may not have it; then it fails as if the registry had said so.
+func (p *puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container, ref string, denied error) (container.Image, *imageFailure) {
 	a, key := p.agent, pullKey{pod.UID, c.Image}
 	p.mu.Lock()
 	b := p.backoff[key]
@@ -122,7 +137,10 @@ func (p *puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container,
 	}
 	a.events.container(pod, c, corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image))
 	start := time.Now()
-	done := p.join(ctx, pod, ref)
+	done := &pull{err: denied}
+	if denied == nil {
+		done = p.join(ctx, pod, ref)
+	}
 	if ctx.Err() != nil {
 		return container.Image{}, &imageFailure{"ErrImagePull", ctx.Err().Error(), retryAfter}
 	}

@@ -16,6 +16,8 @@ type requestPath struct {
 	request.RequestInfo
 	rest string // what follows /resource/name/subresource, with its slash; for proxies
 	bad  bool   // the path ends after "watch" or "proxy"
+
+	images bool // it is for the image registry
 }
 
 // parsePath reads path and method. The query is read later, by refineVerb: most requests have none.
@@ -119,6 +121,9 @@ func (p *requestPath) refineVerb(opts *listQuery) {
 
 // longRunning reports whether the request may take as long as it likes.
 func (p *requestPath) longRunning() bool {
+	if p.images {
+		return true // layers take their time; the registry bounds them itself
+	}
 	switch p.Verb {
 	case "watch", "proxy":
 		return true

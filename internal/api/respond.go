@@ -28,6 +28,9 @@ type marshaler interface {
 
 // fail answers with err as a Status in the negotiated encoding and returns its code.
 func (s *Server) fail(q *query, err error) int {
+	if q.path.images {
+		return s.failImages(q, err)
+	}
 	status := responsewriters.ErrorToAPIStatus(err)
 	code := int(status.Code)
 	if status.Details != nil && status.Details.RetryAfterSeconds > 0 {

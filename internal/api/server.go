@@ -42,6 +42,7 @@ type Options struct {
 	Log           *slog.Logger          // default: discards
 	Audit         AuditLog              // records requests; nil: nothing is recorded
 	Aggregator    *aggregate.Aggregator // what other API servers have; nil: nothing
+	Images        Images                // the cluster's image registry; nil: none
 
 	AgentTransport http.RoundTripper // speaks to nodes' agents, with the apiserver-kubelet-client certificate; nil: no streams
 	AgentPort      int               // port of agents whose node names none, default 10250
@@ -227,7 +228,9 @@ func (s *Server) handle(q *query) int {
 	if q.path.bad {
 		return s.crash(q, fmt.Errorf("unable to determine kind and namespace from url, %v", q.r.URL))
 	}
-	if q.path.Name == "" || q.path.Verb == "watch" {
+	if !q.path.IsResourceRequest && s.opts.Images != nil && isImagesPath(q.path.Path) {
+		s.imagesPath(q)
+	} else if q.path.Name == "" || q.path.Verb == "watch" {
 		switch q.path.Verb {
 		case "list", "watch", "deletecollection":
 			q.list, q.listErr = parseList(q.r.URL.RawQuery)
@@ -267,6 +270,9 @@ func (s *Server) admit(q *query) int {
 
 // permit finds a place for the request, sees whether the user may, and answers.
 func (s *Server) permit(q *query) int {
+	if q.path.images {
+		return s.serveImages(q)
+	}
 	if q.takesSeat() {
 		if code := s.takeSeat(q); code != 0 {
 			return code

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apiserver/pkg/authentication/user"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/api/auth"
@@ -37,6 +38,11 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	}
 	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), localVolumesRole(), tokenTracking()} {
 		if err := cp.ensure(ctx, obj); err != nil {
+			return err
+		}
+	}
+	for _, role := range imageRoles() {
+		if err := cp.ensure(ctx, role); err != nil {
 			return err
 		}
 	}
@@ -133,6 +139,8 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 		// The built-in provisioner tells nodes which volumes they must remove.
 		bind(localVolumesRoleName, localVolumesRoleName,
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "persistent-volume-binder"}),
+		// Nodes pull for their pods, whose right they have looked at.
+		bind(imageNodesRoleName, imagePullerRoleName, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}),
 		// One controller keeps the default ServiceAccount and kube-root-ca.crt.
 		bind("gantry:root-ca", "system:controller:root-ca-cert-publisher",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "service-account-controller"}),

@@ -32,6 +32,7 @@ import (
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/events"
+	"gantry.dev/gantry/internal/images"
 	"gantry.dev/gantry/internal/scheduler"
 	"gantry.dev/gantry/internal/store"
 	"gantry.dev/gantry/internal/telemetry"
@@ -67,6 +68,8 @@ type ControlPlaneOptions struct {
 	// Prepare is called when the API answers and before any controller runs; nil does nothing.
 	Prepare        func(ctx context.Context, cp *ControlPlane) error
 	NoLoadBalancer bool // leaves Services of type LoadBalancer to somebody else
+	// ImagesDir is where the cluster's image registry keeps its content; "" has no registry.
+	ImagesDir string
 }
 
 // ControlPlane is store, API, controllers and scheduler: the part of a cluster that needs no
@@ -89,6 +92,7 @@ type ControlPlane struct {
 	schedulers *scheduler.Config
 	scheduler  *scheduler.Scheduler // set before controlled is closed; nil with NoScheduler
 	metrics    *prometheus.Registry
+	images     *images.Store // nil: no registry
 	serving    chan struct{} // closed when requests are answered
 	ready      chan struct{} // closed when the cluster's own objects are there
 	controlled chan struct{} // closed when the controllers have begun
@@ -193,8 +197,12 @@ func (cp *ControlPlane) wireAPI() error {
 	if cp.fairness, err = fairness.New(fairness.Options{Log: cp.opts.Logger}); err != nil {
 		return err
 	}
+	registry, err := cp.newImages()
+	if err != nil {
+		return err
+	}
 	cp.handler, err = api.New(api.Options{
-		Aggregator: cp.aggregator, Fairness: cp.fairness, Metrics: cp.metrics,
+		Images: registry, Aggregator: cp.aggregator, Fairness: cp.fairness, Metrics: cp.metrics,
 		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
 		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{

@@ -85,6 +85,7 @@ func (n *node) buildRuntime() (err error) {
 	n.runtime, err = containerd.New(containerd.Options{
 		Root: root, State: state, Runc: paths["runc"], Shim: paths["gantry-shim"],
 		RuncShim: paths["containerd-shim-runc-v2"], Logger: n.opts.logger,
+		Registry: n.opts.controlPlane.nodeRegistry(n.opts.identity.Name),
 	})
 	if err != nil {
 		return err
@@ -166,8 +167,9 @@ func (n *node) buildAgent() error {
 		ClusterDNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, ClusterDomain: c.ClusterDomain,
 		KubeletPort: int32(c.AgentPort), LocalVolumes: folders, Logger: n.opts.logger,
 		PluginRoots: pluginRoots(c), UnsafeSysctls: c.UnsafeSysctls, DeviceFile: c.Path("devices.json"),
-		IsNotFound: func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
-		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
+		IsNotFound:  func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
+		ImageAccess: n.opts.controlPlane.podMayPull,
+		NodeInfo:    corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	}
 	if err := setNodeLimits(&opts, c.Node, n.opts.logger); err != nil {
 		return err

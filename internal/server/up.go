@@ -73,6 +73,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		RuntimeConfig: c.RuntimeConfig, SchedulerFile: c.SchedulerFile, NoLoadBalancer: c.LoadBalancer == config.LoadBalancerNone,
 		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
+		ImagesDir: c.Path("registry"),
 	})
 	if err != nil {
 		return err

@@ -83,7 +83,7 @@ func (r *Runtime) pull(ctx context.Context, named reference.Named, credentials c
 	defer stop()
 	// Two pulls of one layer at the same time would wait for each other by name of the
 	// ingest; containerd handles that.
-	if err := r.unpackTree(ctx, target, meter.handler(remotes.FetchHandler(r.content, fetcher)), source); err != nil {
+	if err := r.unpackTree(ctx, target, meter.handler(r.linkHandler(named, remotes.FetchHandler(r.content, fetcher))), source); err != nil {
 		return container.Image{}, err
 	}
 	// One record by name, one by digest, so that both find it and a moved tag does not take
@@ -126,11 +126,11 @@ func (r *Runtime) resolver(credentials container.Credentials) remotes.Resolver {
 		}),
 	)
 	return docker.NewResolver(docker.ResolverOptions{
-		Hosts: docker.ConfigureDefaultRegistries(
+		Hosts: r.withOwnRegistry(docker.ConfigureDefaultRegistries(
 			docker.WithClient(client),
 			docker.WithAuthorizer(authorizer),
 			docker.WithPlainHTTP(r.plainHTTP),
-		),
+		)),
 	})
 }
 

@@ -47,6 +47,8 @@ type Options struct {
 	Logger      *slog.Logger // default: discards
 	// PlainHTTP says which registries are spoken to without TLS besides those on localhost.
 	PlainHTTP func(host string) bool
+	// Registry is the cluster's own registry; nil: there is none.
+	Registry *Registry
 	// CollectAfter is how long after a removal content that nothing uses is deleted;
 	// default 5s.
 	CollectAfter time.Duration
