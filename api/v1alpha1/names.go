@@ -19,9 +19,28 @@ const (
 	// AnnotationHold on a Service asks gateways to hold requests while it has no endpoint: the value is for how long,
 	// such as "60s".
 	AnnotationHold = "gateway.gantry.dev/hold"
+	// AnnotationAsleep is set on the Deployment of a process that sleeps. The value is that of AnnotationWake on its Service
+	// when it fell asleep, or "-".
+	AnnotationAsleep = "gantry.dev/asleep"
+	// AnnotationSecrets is set on a Release: fingerprints of the secrets that it began with, as a JSON object.
+	AnnotationSecrets = "gantry.dev/secrets"
+	// ConditionListening is a condition of a pod of a process. Its message lists where the pod listens by TCP, such as
+	// "0.0.0.0:8080 127.0.0.1:9000".
+	ConditionListening = "gantry.dev/listening"
 	// AnnotationRemoved is set on an application that was removed and can still be brought back. The value is the time of
 	// its removal in RFC 3339.
 	AnnotationRemoved = "gantry.dev/removed"
+)
+
+// The ConfigMap that says how the platform is reached. Its keys are in the constants PlatformKey….
+const (
+	PlatformNamespace = "gantry-system"
+	PlatformConfig    = "platform"
+
+	// PlatformKeyDomain is a domain whose every name leads here: applications are served at NAME.DOMAIN.
+	PlatformKeyDomain = "domain"
+	// PlatformKeyAddress is the address by which the world reaches the gateways; needed behind NAT only.
+	PlatformKeyAddress = "publicAddress"
 )
 
 // SecretName returns the name of the Secret that holds what `gantry secret set` was given for an application. It may be

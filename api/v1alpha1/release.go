@@ -38,6 +38,8 @@ const (
 )
 
 // ReleaseSpec is what is released.
+//
+// +kubebuilder:validation:XValidation:rule="self.app == oldSelf.app && self.number == oldSelf.number && self.content == oldSelf.content",message="a release does not change: only intent and step may"
 type ReleaseSpec struct {
 	// App is the application's name.
 	App string `json:"app"`
@@ -89,6 +91,8 @@ type ReleaseStatus struct {
 	Reason string `json:"reason,omitempty"`
 	// Message says what happened and what to do.
 	Message string `json:"message,omitempty"`
+	// Warning is what whoever released this should know, though it went well.
+	Warning string `json:"warning,omitempty"`
 	// Log is the last lines of what failed.
 	Log string `json:"log,omitempty"`
 	// Started and Finished are when it began and when it was live, failed or was given up.
@@ -112,6 +116,9 @@ type CanaryStatus struct {
 	Requests int64            `json:"requests,omitempty"`
 	Errors   int64            `json:"errors,omitempty"`
 	P95      *metav1.Duration `json:"p95,omitempty"`
+	// BaseRequests and BaseErrors are what had been counted when the step began.
+	BaseRequests int64 `json:"baserequests,omitempty"`
+	BaseErrors   int64 `json:"baseerrors,omitempty"`
 	// Waits says that the step ends by `gantry promote` only.
 	Waits bool `json:"waits,omitempty"`
 }
