@@ -102,7 +102,7 @@ func machine(t *testing.T) string {
 	ip("netns", "add", name)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
 	ip("-n", name, "link", "set", "lo", "up")
-	ip("-n", name, "link", "add", "eth0", "type", "dummy")
+	ip("-n", name, "link", "add", "eth0", "type", "bridge")
 	ip("-n", name, "addr", "add", nodeAddress+"/24", "dev", "eth0")
 	ip("-n", name, "link", "set", "eth0", "up")
 	ip("-n", name, "route", "add", "default", "dev", "eth0")

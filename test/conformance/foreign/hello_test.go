@@ -5,6 +5,7 @@ package foreign
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,7 +13,12 @@ import (
 
 // TestHello runs the example application, which needs its token, the API's Service and the network between pods.
 func TestHello(t *testing.T) {
-	c := start(t, filepath.Join(os.Getenv("GANTRY_TEST_BIN"), "hello.tar"))
+	image := filepath.Join(t.TempDir(), "hello.tar")
+	build := exec.CommandContext(t.Context(), filepath.Join(os.Getenv("GANTRY_TEST_BIN"), "gantry"), "image", "build", "../../../examples/hello", "-t", "hello:latest", "-o", image)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c := start(t, image)
 	if out, err := c.kubectl(t.Context(), "", "apply", "-f", "../../../examples/hello/hello.yaml"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
