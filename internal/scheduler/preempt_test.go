@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -373,9 +374,10 @@ func TestCrashes(t *testing.T) {
 				newPod("a1", "500m", "", on("a")), newPod("a2", "500m", "", on("a"), started(3)), newPod("b1", "900m", "", priority(5), on("b")),
 			}
 			inWorld(t, objs, func(w *world) {
-				writes, crashed := 0, false
+				var writes atomic.Int64
+				var crashed atomic.Bool
 				w.SetBeforeWrite(func(write controllertest.Write) error {
-					if writes++; writes > at && !crashed {
+					if writes.Add(1) > int64(at) && !crashed.Load() {
 						return errors.New("crashed")
 					}
 					return nil
@@ -384,7 +386,7 @@ func TestCrashes(t *testing.T) {
 					_ = w.Create(context.Background(), newPod("high", "900m", "", priority(10)))
 					_ = w.Create(context.Background(), newPod("small", "50m", ""))
 					w.wait(500 * time.Millisecond)
-				}, func() { crashed = true }); err != nil {
+				}, func() { crashed.Store(true) }); err != nil {
 					t.Fatal(err)
 				}
 				for _, name := range []string{"high", "small"} { // made again if the crash kept them out

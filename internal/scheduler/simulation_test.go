@@ -5,11 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/fnv"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,17 +29,19 @@ import (
 )
 
 // The simulation runs the scheduler in virtual time against an API in memory, while pods come and go, nodes
-// are lost and come back, writes fail and the scheduler crashes. GANTRY_TEST_SEED repeats
-// a run, GANTRY_TEST_SIMULATION=NODESxSTEPS makes a larger one.
+// are lost and come back, writes fail and the scheduler crashes. It decides itself in which order events arrive,
+// pods are placed and writes are done, so that a seed repeats a run exactly; in those that are concurrent the
+// scheduler runs as in production, and a seed repeats only what happens to it. GANTRY_TEST_SEED=N repeats a run,
+// GANTRY_TEST_SIMULATION=NODESxSTEPS makes a larger one, a concurrent one with a "c" behind it.
 func TestSimulation(t *testing.T) {
-	type size struct{ nodes, steps int }
-	runs := []size{{4, 40}, {25, 40}, {100, 15}, {1000, 2}}
+	runs := []simulated{{4, 40, false}, {25, 40, false}, {25, 40, true}, {100, 15, false}, {1000, 2, true}, {2000, 1, false}}
 	if text := os.Getenv("GANTRY_TEST_SIMULATION"); text != "" {
-		var one size
+		var one simulated
+		text, one.concurrent = strings.CutSuffix(text, "c")
 		if _, err := fmt.Sscanf(text, "%dx%d", &one.nodes, &one.steps); err != nil {
 			t.Fatalf("GANTRY_TEST_SIMULATION is %q, want NODESxSTEPS", text)
 		}
-		runs = []size{one}
+		runs = []simulated{one}
 	}
 	seed := rand.Uint64()
 	if text := os.Getenv("GANTRY_TEST_SEED"); text != "" {
@@ -44,44 +50,98 @@ func TestSimulation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for i, run := range runs {
-		t.Run(fmt.Sprintf("%d nodes, run %d", run.nodes, i), func(t *testing.T) {
+	for _, run := range runs {
+		t.Run(run.String(), func(t *testing.T) {
 			defer func() {
 				if t.Failed() {
-					t.Logf("GANTRY_TEST_SEED=%d", seed)
+					t.Logf("again: GANTRY_TEST_SEED=%d GANTRY_TEST_SIMULATION=%v go test -count=1 -run 'TestSimulation$' ./internal/scheduler", seed, run)
 				}
 			}()
-			synctest.Test(t, func(t *testing.T) {
-				newSimulation(t, rand.New(rand.NewPCG(seed, uint64(i))), run.nodes).run(run.steps)
-			})
+			simulate(t, seed, run)
 		})
 	}
 }
 
+// TestSimulationRepeats: a seed is a run, to the last write.
+func TestSimulationRepeats(t *testing.T) {
+	run := simulated{nodes: 12, steps: 20}
+	first := simulate(t, 7, run)
+	for range 2 {
+		if again := simulate(t, 7, run); again != first {
+			t.Fatal("the same seed led to other decisions")
+		}
+	}
+	if simulate(t, 8, run) == first {
+		t.Error("another seed led to the same decisions")
+	}
+}
+
+// simulated is the size of a simulation.
+type simulated struct {
+	nodes, steps int
+	concurrent   bool
+}
+
+// String is the size as GANTRY_TEST_SIMULATION has it.
+func (s simulated) String() string {
+	mode := ""
+	if s.concurrent {
+		mode = "c"
+	}
+	return fmt.Sprintf("%dx%d%s", s.nodes, s.steps, mode)
+}
+
+// simulate returns a sum over all decisions in their order.
+func simulate(t *testing.T, seed uint64, size simulated) (sum uint64) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSimulation(t, seed, size)
+		s.run(size.steps)
+		sum = s.sum.Sum64()
+	})
+	return sum
+}
+
 type simulation struct {
 	*world
-	rand  *rand.Rand
-	nodes []*corev1.Node // all there ever are
-	lost  map[string]bool
-	made  int
-	flaws bool // writes may fail
+	driver *driver // nil if the scheduler runs by itself
+	rand   *rand.Rand
+	nodes  []*corev1.Node // all there ever are
+	lost   map[string]bool
+	made   int
+	flaws  atomic.Bool // writes may fail
 	// priorities are those of all pods there ever were, by UID.
 	priorities map[string]int32
 	told       int // events checked
+	forced     int // evictions against a budget for want of others
+	sum        hash.Hash64
 }
 
-func newSimulation(t *testing.T, random *rand.Rand, nodes int) *simulation {
-	s := &simulation{rand: random, lost: map[string]bool{}, priorities: map[string]int32{}}
+func newSimulation(t *testing.T, seed uint64, size simulated) *simulation {
+	s := &simulation{rand: rand.New(rand.NewPCG(seed, uint64(size.nodes))), lost: map[string]bool{}, priorities: map[string]int32{}, sum: fnv.New64a()}
 	s.world = &world{Cluster: controllertest.New(t), t: t, events: &notes{}}
-	for i := range nodes {
+	if !size.concurrent {
+		s.driver = &driver{s: s, rand: rand.New(rand.NewPCG(seed, 1))}
+	}
+	for i := range size.nodes {
 		s.nodes = append(s.nodes, s.machine(i))
 		s.must(s.Create(context.Background(), s.nodes[i]))
 	}
 	for _, app := range []string{"web", "db"} {
 		s.must(s.Create(context.Background(), newPDB(app, app, 0)))
 	}
+	var mu sync.Mutex
+	asked := map[string]uint64{} // how often for a write, so that chance does not hang on the order of others
 	s.SetBeforeWrite(func(w controllertest.Write) error {
-		if s.flaws && (w.Sub == "binding" || w.Sub == "status") && rand.IntN(30) == 0 {
+		if !s.flaws.Load() || w.Sub != "binding" && w.Sub != "status" {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		what := w.Sub + w.Object.GetName()
+		asked[what]++
+		chance := fnv.New64a()
+		fmt.Fprint(chance, seed, what, asked[what])
+		if rand.New(rand.NewPCG(seed, chance.Sum64())).IntN(30) == 0 {
 			return errors.New("the write is lost")
 		}
 		return nil
@@ -140,12 +200,12 @@ func (s *simulation) newPod() *corev1.Pod {
 
 func (s *simulation) run(steps int) {
 	s.launch()
-	s.flaws = true
+	s.flaws.Store(true)
 	for range steps {
 		s.step()
 		s.check()
 	}
-	s.flaws = false
+	s.flaws.Store(false)
 	for _, n := range s.nodes {
 		if s.lost[n.Name] {
 			s.recover(n)
@@ -164,13 +224,26 @@ func (s *simulation) run(steps int) {
 // launch starts a scheduler that never tries a pod without an event, which shows events that should have
 // woken a pod. GANTRY_TEST_FLUSH leaves it the flush that production has.
 func (s *simulation) launch() {
-	s.start()
+	if s.driver != nil {
+		s.driver.launch()
+	} else {
+		s.start()
+	}
 	if os.Getenv("GANTRY_TEST_FLUSH") != "" {
 		return
 	}
 	s.scheduler.mu.Lock()
 	defer s.scheduler.mu.Unlock()
 	s.scheduler.queue.patience = 1000 * time.Hour
+}
+
+// wait lets time pass.
+func (s *simulation) wait(d time.Duration) {
+	if s.driver != nil {
+		s.driver.wait(d)
+		return
+	}
+	s.world.wait(d)
 }
 
 func (s *simulation) step() {
@@ -244,7 +317,7 @@ func (s *simulation) agents(share float64) {
 	}
 }
 
-// disruption keeps the budgets' status: all but a fifth of the placed pods must stay.
+// disruption keeps the budgets' status: all but a fifth of the placed pods must stay, or all.
 func (s *simulation) disruption() {
 	var pdbs policyv1.PodDisruptionBudgetList
 	s.must(s.List(context.Background(), &pdbs))
@@ -261,6 +334,9 @@ func (s *simulation) disruption() {
 			}
 		}
 		pdb.Status.DisruptionsAllowed = int32(max(0, healthy/5-leaving))
+		if s.rand.IntN(2) == 0 {
+			pdb.Status.DisruptionsAllowed = 0
+		}
 		_ = s.Status().Update(context.Background(), pdb) // a conflict or a lost write waits for the next round
 	}
 }
@@ -283,6 +359,10 @@ type load struct {
 	solo  int // pods that want to be the only one of theirs
 	even  int // pods that are spread over zones, those that terminate left out
 	pods  []*corev1.Pod
+}
+
+func newLoad(node *corev1.Node) *load {
+	return &load{node: node, used: map[corev1.ResourceName]int64{}, ports: map[int32]int{}}
 }
 
 func (l *load) add(p *corev1.Pod, sign int64) {
@@ -331,7 +411,7 @@ func (s *simulation) loads() map[string]*load {
 	s.must(s.List(context.Background(), &nodes))
 	loads := map[string]*load{}
 	for i := range nodes.Items {
-		loads[nodes.Items[i].Name] = &load{node: &nodes.Items[i], used: map[corev1.ResourceName]int64{}, ports: map[int32]int{}}
+		loads[nodes.Items[i].Name] = newLoad(&nodes.Items[i])
 	}
 	for _, p := range s.pods() {
 		if l := loads[p.Spec.NodeName]; l != nil {
@@ -406,20 +486,25 @@ func (s *simulation) checkEnd() {
 			}
 		}
 	}
-	s.t.Logf("%d pods were made, %d are placed, %d wait; %+v", s.made, placed, waiting, s.scheduler.Stats())
+	s.t.Logf("%d pods were made, %d are placed, %d wait, %d were evicted against budgets; %+v", s.made, placed, waiting, s.forced, s.scheduler.Stats())
 	if stats := s.scheduler.Stats(); stats.Waiting != waiting {
 		s.t.Errorf("the scheduler has %d pods waiting, the API %d", stats.Waiting, waiting)
 	}
 }
 
-// couldTake says how a pod would fit on a node, empty if it would not.
-func (l *load) couldTake(p *corev1.Pod, all map[string]*load) string {
+// allows says whether a node is one for the pod at all.
+func (l *load) allows(p *corev1.Pod) bool {
 	for key, value := range p.Spec.NodeSelector {
 		if l.node.Labels[key] != value {
-			return ""
+			return false
 		}
 	}
-	if len(l.node.Spec.Taints) > 0 && len(p.Spec.Tolerations) == 0 {
+	return len(l.node.Spec.Taints) == 0 || len(p.Spec.Tolerations) > 0
+}
+
+// couldTake says how a pod would fit on a node, empty if it would not.
+func (l *load) couldTake(p *corev1.Pod, all map[string]*load) string {
+	if !l.allows(p) {
 		return ""
 	}
 	l.add(p, 1)

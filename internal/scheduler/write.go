@@ -277,9 +277,10 @@ func (s *Scheduler) evictAll(ctx context.Context, j *job) error {
 		s.write(ctx, away)
 	}
 	errs := make([]error, len(j.victims))
-	for from := 0; from < len(j.victims); from += evictionsAtOnce {
+	atOnce := min(evictionsAtOnce, s.opts.BindWorkers)
+	for from := 0; from < len(j.victims); from += atOnce {
 		var group sync.WaitGroup
-		for i := from; i < min(from+evictionsAtOnce, len(j.victims)); i++ {
+		for i := from; i < min(from+atOnce, len(j.victims)); i++ {
 			group.Go(func() { errs[i] = s.evictOne(ctx, j, j.victims[i]) })
 		}
 		group.Wait()
