@@ -27,6 +27,8 @@ type SuiteOptions struct {
 	Timeout    time.Duration // of the whole run; default an hour
 	Nodes      bool          // wait for nodes first; without, the cluster need not have any
 
+	Env []string // more variables for the suite
+
 	// Command makes a process where the cluster can be reached; default exec.CommandContext.
 	Command func(ctx context.Context, name string, args ...string) *exec.Cmd
 }
@@ -58,7 +60,7 @@ func RunSuite(ctx context.Context, opts SuiteOptions) ([]Result, error) {
 	defer cancel()
 	cmd := opts.Command(ctx, filepath.Join(opts.Programs, "ginkgo"), suiteArguments(opts)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Dir = opts.Out
+	cmd.Dir, cmd.Env = opts.Out, append(cmd.Environ(), opts.Env...)
 	runErr := cmd.Run()
 	found, err := os.Open(report)
 	if err != nil {

@@ -166,7 +166,7 @@ func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exe
 	})
 	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.Kubeconfig())
 	// A test must not depend on how full this machine's disk is.
-	cmd.Env = append(cmd.Env, "GANTRY_EVICTION_HARD=memory.available<100Mi,nodefs.available<256Mi")
+	cmd.Env = append(cmd.Env, "GANTRY_EVICTION_HARD=memory.available<100Mi,nodefs.available<256Mi", "GANTRY_IMAGE_GC_HIGH_THRESHOLD=100")
 	return cmd
 }
 

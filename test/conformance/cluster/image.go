@@ -37,6 +37,7 @@ type image struct {
 	entrypoint []string
 	cmd        []string
 	user       string
+	pulled     bool // by a test, also when the node has it
 }
 
 // file is a file of an image and where it comes from on this machine.
@@ -62,20 +63,26 @@ type SuiteFiles struct {
 }
 
 // LoadSuiteImages gives the node stand-ins for the images that upstream's conformance tests use, under
-// their names: upstream's own programs, built from source, over busybox with the tools of package
-// standin. nginx and httpd are agnhost's web server.
-func (c *Cluster) LoadSuiteImages(ctx context.Context, from SuiteFiles) error {
-	for _, i := range suiteImages(from) {
+// their names in a registry on the machine: upstream's own programs, built from source, over busybox
+// with the tools of package standin. nginx is agnhost's web server.
+func (c *Cluster) LoadSuiteImages(ctx context.Context, registry *Registry, from SuiteFiles) error {
+	for _, i := range suiteImages(registry.Address+"/", from) {
 		i.tools = from.Tools
 		if err := c.load(ctx, i); err != nil {
+			return err
+		}
+		if !i.pulled {
+			continue
+		}
+		if err := registry.push(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func suiteImages(from SuiteFiles) []image {
-	const core, registry = "registry.k8s.io/", "registry.k8s.io/e2e-test-images/"
+func suiteImages(core string, from SuiteFiles) []image {
+	registry := core + testImages
 	program := func(path, name string) file {
 		return file{path: path, source: filepath.Join(from.Programs, name), mode: 0o755}
 	}
@@ -94,11 +101,11 @@ func suiteImages(from SuiteFiles) []image {
 			names: []string{registry + "agnhost:2.63.0", registry + "agnhost:2.55"}, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
 			files: []file{agnhost, source("localhost.crt", "agnhost/porter/localhost.crt"), source("localhost.key", "agnhost/porter/localhost.key")},
 		},
-		{names: []string{registry + "busybox:1.37.0-1", "busybox:latest"}, cmd: []string{"sh"}},
+		{names: []string{registry + "busybox:1.37.0-1"}, cmd: []string{"sh"}},
 		{names: []string{core + "pause:3.10.2", core + "pause:3.10.1"}, files: files, entrypoint: []string{"/agnhost", "pause"}},
-		{names: []string{registry + "nginx:1.15-4", registry + "nginx:1.27-0", registry + "httpd:2.4.38-4", registry + "httpd:2.4.39-4"}, files: files, cmd: server},
+		{names: []string{registry + "nginx:1.15-4", registry + "nginx:1.27-0"}, files: files, cmd: server},
 		// The test of image volumes looks into this file of kitten's.
-		{names: []string{registry + "kitten:1.8"}, files: append(html("kitten"), file{path: "etc/os-release", text: "NAME=\"Alpine Linux\"\n"}), entrypoint: web},
+		{names: []string{registry + "kitten:1.8"}, files: append(html("kitten"), file{path: "etc/os-release", text: "NAME=\"Alpine Linux\"\n"}), entrypoint: web, pulled: true},
 		{names: []string{registry + "nautilus:1.8"}, files: html("nautilus"), entrypoint: web},
 		{names: []string{registry + "nonroot:1.5"}, cmd: []string{"sh", "-c", "id -u"}, user: "1234"},
 		{names: []string{registry + "nonewprivs:1.4"}, files: []file{setuid}, cmd: []string{"nnp"}},
@@ -123,37 +130,47 @@ func (c *Cluster) load(ctx context.Context, i image) error {
 	return c.gantry(ctx, "image", "load", filepath.Clean(archive.Name()))
 }
 
-func (i image) write(target string) error {
+// build packs the image.
+func (i image) build() (v1.Image, error) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
-		return fmt.Errorf("cluster: busybox-static must be installed: %w", err)
+		return nil, fmt.Errorf("cluster: busybox-static must be installed: %w", err)
 	}
 	applets, err := exec.Command("/bin/busybox", "--list").Output()
 	if err != nil {
-		return fmt.Errorf("cluster: ask busybox what it has: %w", err)
+		return nil, fmt.Errorf("cluster: ask busybox what it has: %w", err)
 	}
 	content, err := i.layer(busybox, strings.Fields(string(applets)))
 	if err != nil {
-		return fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
+		return nil, fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
 	}
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil })
 	if err != nil {
-		return fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
+		return nil, fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
 	}
 	diff, err := layer.DiffID()
 	if err != nil {
-		return fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
+		return nil, fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
 	}
 	packed, err := mutate.AppendLayers(empty.Image, layer)
 	if err != nil {
-		return fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
+		return nil, fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
 	}
 	packed, err = mutate.ConfigFile(packed, &v1.ConfigFile{
 		Architecture: runtime.GOARCH, OS: "linux", RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diff}},
 		Config: v1.Config{Entrypoint: i.entrypoint, Cmd: i.cmd, User: i.user, Env: []string{"PATH=/usr/local/bin:/bin"}, WorkingDir: "/"},
 	})
 	if err != nil {
-		return fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
+		return nil, fmt.Errorf("cluster: pack %s: %w", i.names[0], err)
+	}
+	return packed, nil
+}
+
+// write writes an archive of the image.
+func (i image) write(target string) error {
+	packed, err := i.build()
+	if err != nil {
+		return err
 	}
 	tags := map[name.Tag]v1.Image{}
 	for _, n := range i.names {

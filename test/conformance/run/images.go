@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,31 +21,57 @@ import (
 // upstreamModule pins the control plane that Gantry is measured beside, of which a test runs etcd.
 const upstreamModule = "upstream/programs"
 
-// loadImages gives the node what pods of the suite run.
-func loadImages(ctx context.Context, c *cluster.Cluster, o options, stderr io.Writer) error {
+// repoList is the file in the folder of the report that names the registry to the suite.
+const repoList = "repo-list.yaml"
+
+// loadImages gives the node what pods of the suite run, and starts the registry that has it too.
+func loadImages(ctx context.Context, c *cluster.Cluster, o options, stderr io.Writer) (*cluster.Registry, error) {
+	files, err := suiteFiles(ctx, o, stderr)
+	if err != nil {
+		return nil, err
+	}
+	registry, err := c.StartRegistry()
+	if err != nil {
+		return nil, err
+	}
+	err = c.LoadSuiteImages(ctx, registry, files)
+	if err == nil {
+		err = os.MkdirAll(o.out, 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(o.out, repoList), []byte(registry.RepoList()), 0o600)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("load the suite's images: %w", err), registry.Close())
+	}
+	return registry, nil
+}
+
+// suiteFiles builds what the images are made of.
+func suiteFiles(ctx context.Context, o options, stderr io.Writer) (cluster.SuiteFiles, error) {
 	programs, err := upstream.Build(ctx, upstream.BuildOptions{
 		Module: o.module, Cache: o.cache, Programs: conformance.SuiteImages(), Log: stderr,
 	})
 	if err != nil {
-		return err
+		return cluster.SuiteFiles{}, err
 	}
 	etcd, err := upstream.Build(ctx, upstream.BuildOptions{
 		Module: upstreamModule, Cache: o.etcdCache, Programs: conformance.Etcd(), Log: stderr,
 	})
 	if err != nil {
-		return err
+		return cluster.SuiteFiles{}, err
 	}
 	tools := filepath.Join(programs, "standin")
 	if _, err := goTool(ctx, ".", "build", "-trimpath", "-ldflags=-s -w", "-o", tools, "./conformance/standin"); err != nil {
-		return err
+		return cluster.SuiteFiles{}, err
 	}
 	source, err := goTool(ctx, o.module, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 	if err != nil {
-		return err
+		return cluster.SuiteFiles{}, err
 	}
-	return c.LoadSuiteImages(ctx, cluster.SuiteFiles{
+	return cluster.SuiteFiles{
 		Programs: programs, Etcd: filepath.Join(etcd, "etcd"), Tools: tools, Source: filepath.Join(source, "test", "images"),
-	})
+	}, nil
 }
 
 // goTool runs a command of Go's in a folder, as the other programs are built, and returns what it prints.

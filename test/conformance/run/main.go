@@ -96,9 +96,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		defer func() { finish(c, o, stderr) }()
 		suite.Kubeconfig, suite.Command = c.Kubeconfig(), c.Command
 		if o.images {
-			if err := loadImages(ctx, c, o, stderr); err != nil {
+			registry, err := loadImages(ctx, c, o, stderr)
+			if err != nil {
 				return err
 			}
+			defer func() { _ = registry.Close() }()
+			suite.Env = []string{"KUBE_TEST_REPO_LIST=" + filepath.Join(o.out, repoList)}
 		}
 	}
 	for _, path := range []*string{&suite.Kubectl, &suite.Kubeconfig, &suite.Out} {
