@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry.dev/gantry/internal/network/feed"
+	"gantry.dev/gantry/internal/network/gateway"
 )
 
 // maxClients bounds the connections of the control socket.
@@ -74,6 +75,10 @@ func (e *edge) serveClient(ctx context.Context, conn *net.UnixConn) {
 			e.handOver(conn)
 			return
 		}
+		if kind == feed.KindEvents {
+			e.sendEvents(ctx, conn)
+			return
+		}
 		answer, body := e.handle(kind, payload)
 		if feed.Write(conn, answer, body) != nil {
 			return
@@ -86,6 +91,23 @@ func (e *edge) serveClient(ctx context.Context, conn *net.UnixConn) {
 	}
 }
 
+// sendEvents tells a client of the gateway's events until it hangs up.
+func (e *edge) sendEvents(ctx context.Context, conn *net.UnixConn) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer func() { _ = conn.Close() }()
+	reader.Go(func() { // whatever comes, the stream is over
+		defer cancel()
+		_, _, _ = feed.Read(conn)
+	})
+	_ = e.gateway.Subscribe(ctx, func(event gateway.Event) error {
+		_ = conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		return feed.Write(conn, feed.KindEvent, event)
+	})
+}
+
 // handle does one request and returns the answer.
 func (e *edge) handle(kind feed.Kind, payload []byte) (feed.Kind, any) {
 	var err error
@@ -93,12 +115,17 @@ func (e *edge) handle(kind feed.Kind, payload []byte) (feed.Kind, any) {
 	case feed.KindTable:
 		var table feed.Table
 		if err = feed.Decode(payload, &table); err == nil {
-			err = e.change(table.Generation, func() error { return e.zone.Replace(table.DNS) })
+			err = e.change(table.Generation, func() error { return e.replace(&table) })
 		}
 	case feed.KindDelta:
 		var delta feed.Delta
 		if err = feed.Decode(payload, &delta); err == nil {
-			err = e.change(delta.Generation, func() error { return e.zone.Update(delta.DNS) })
+			err = e.change(delta.Generation, func() error { return e.update(&delta) })
+		}
+	case feed.KindQuery:
+		var query gateway.Query
+		if err = feed.Decode(payload, &query); err == nil {
+			return feed.KindAnswer, e.gateway.Ask(query)
 		}
 	case feed.KindStats:
 		return feed.KindStats, e.stats()
@@ -113,6 +140,38 @@ func (e *edge) handle(kind feed.Kind, payload []byte) (feed.Kind, any) {
 		ack.Error = err.Error()
 	}
 	return feed.KindAck, ack
+}
+
+// replace serves another table: all of it or nothing.
+func (e *edge) replace(table *feed.Table) error {
+	before := e.zone.Table()
+	if err := e.zone.Replace(table.DNS); err != nil {
+		return err
+	}
+	routes := gateway.Table{}
+	if table.Gateway != nil {
+		routes = *table.Gateway
+	}
+	if err := e.gateway.Apply(routes); err != nil {
+		if before.Config.Domain != "" { // there was one
+			err = errors.Join(err, e.zone.Replace(before))
+		}
+		return err
+	}
+	return nil
+}
+
+// update applies a delta. The gateway's part first: it alone can be refused for what it says.
+func (e *edge) update(delta *feed.Delta) error {
+	if delta.Gateway != nil {
+		if err := e.gateway.Update(*delta.Gateway); err != nil {
+			return err
+		}
+	}
+	if len(delta.DNS) == 0 {
+		return nil
+	}
+	return e.zone.Update(delta.DNS)
 }
 
 // change applies one request whole and notes that the disk is behind.
@@ -158,7 +217,9 @@ func residentKiB() int64 {
 // one goes on.
 func (e *edge) handOver(conn *net.UnixConn) {
 	e.writeTable() // the newer one starts from the disk
-	if err := e.sockets.send(conn); err != nil {
+	all := e.sockets
+	all.http = e.gateway.Listeners()
+	if err := all.send(conn); err != nil {
 		e.log.Warn("handing the sockets over", "error", err)
 		return
 	}
@@ -169,6 +230,7 @@ func (e *edge) handOver(conn *net.UnixConn) {
 		return
 	}
 	e.log.Info("a newer edge has taken over")
+	e.gateway.Replaced()
 	e.leave()
 }
 

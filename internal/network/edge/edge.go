@@ -17,6 +17,7 @@ import (
 
 	"gantry.dev/gantry/internal/network/dns"
 	"gantry.dev/gantry/internal/network/feed"
+	"gantry.dev/gantry/internal/network/gateway"
 )
 
 // Options says where the edge listens and what it may do.
@@ -28,6 +29,7 @@ type Options struct {
 	Build      string           // told to clients; usually the file's hash
 	ResolvConf string           // default /etc/resolv.conf
 	Upstream   uint16           // port of the servers in ResolvConf; default 53
+	Drain      gateway.Drain    // of the gateway's connections, once a newer edge has taken over
 	Logger     *slog.Logger     `json:"-"` // default: discards
 }
 
@@ -43,6 +45,8 @@ type edge struct {
 	log     *slog.Logger
 	zone    *dns.Zone
 	server  *dns.Server
+	gateway *gateway.Gateway
+	access  *os.Root // the gateway's access log
 	sockets sockets
 	state   *os.Root
 	started time.Time
@@ -87,11 +91,23 @@ func Run(ctx context.Context, opts Options) error {
 		socks.close()
 		return err
 	}
+	access, err := openAccess(state)
+	if err != nil {
+		socks.close()
+		return err
+	}
+	defer func() { _ = access.Close() }()
+	way, err := gateway.New(gateway.Options{LogDir: access, Inherited: socks.http, Logger: opts.Logger, Drain: opts.Drain})
+	if err != nil {
+		socks.close()
+		return fmt.Errorf("edge: %w", err)
+	}
+	socks.http = nil // the gateway's now
 	self := make([]netip.Addr, 0, len(opts.Listen))
 	for _, at := range opts.Listen {
 		self = append(self, at.Addr())
 	}
-	e := &edge{opts: opts, log: opts.Logger, zone: dns.NewZone(), sockets: socks, state: state, started: time.Now(), save: make(chan struct{}, 1)}
+	e := &edge{opts: opts, log: opts.Logger, zone: dns.NewZone(), gateway: way, access: access, sockets: socks, state: state, started: time.Now(), save: make(chan struct{}, 1)}
 	e.server = dns.NewServer(e.zone, dns.NewForwarder(dns.ForwarderOptions{ResolvConf: opts.ResolvConf, Self: self, Port: opts.Upstream}), opts.Logger)
 	e.load()
 	return e.serve(ctx, old, unlock)
@@ -108,6 +124,7 @@ func (e *edge) serve(ctx context.Context, old *net.UnixConn, unlock func()) erro
 	for _, listener := range e.sockets.tcp {
 		group.Go(func() error { return e.server.ServeTCP(groupCtx, listener) })
 	}
+	group.Go(func() error { return e.gateway.Run(groupCtx) })
 	group.Go(func() error { return e.serveControl(groupCtx) })
 	group.Go(func() error { return e.saveLoop(groupCtx) })
 	if old != nil {
@@ -137,6 +154,9 @@ func (e *edge) load() {
 	}
 	if err == nil {
 		err = e.zone.Replace(table.DNS)
+	}
+	if err == nil && table.Gateway != nil {
+		err = e.gateway.Apply(*table.Gateway)
 	}
 	if err != nil {
 		e.log.Warn("the last table cannot be used; waiting for a new one", "error", err)
@@ -171,7 +191,8 @@ func (e *edge) writeTable() {
 	if e.saved == e.generation {
 		return
 	}
-	frame, err := feed.Encode(feed.KindTable, feed.Table{Generation: e.generation, DNS: e.zone.Table()})
+	routes := e.gateway.Table()
+	frame, err := feed.Encode(feed.KindTable, feed.Table{Generation: e.generation, DNS: e.zone.Table(), Gateway: &routes})
 	if err == nil {
 		err = e.replaceFile(frame[5:])
 	}
@@ -193,6 +214,21 @@ func (e *edge) replaceFile(data []byte) error {
 		return err
 	}
 	return e.state.Rename(temporary, tableFile)
+}
+
+// accessDir holds the access log, in StateDir.
+const accessDir = "access"
+
+// openAccess returns the access log's directory.
+func openAccess(state *os.Root) (*os.Root, error) {
+	if err := state.Mkdir(accessDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("edge: making the access log's directory: %w", err)
+	}
+	root, err := state.OpenRoot(accessDir)
+	if err != nil {
+		return nil, fmt.Errorf("edge: opening the access log: %w", err)
+	}
+	return root, nil
 }
 
 // lockStart lets one edge at a time look for the sockets and make or take them.

@@ -13,8 +13,8 @@ import (
 )
 
 // memoryLimit is where the runtime works harder to stay small; a table of 10,000 services
-// takes a tenth of it.
-const memoryLimit = 96 << 20
+// takes 10 MB of it, 10,000 connections 200.
+const memoryLimit = 256 << 20
 
 // Main is the program gantry-edge: it reads the arguments, serves, and returns the exit code.
 func Main(args []string) int {

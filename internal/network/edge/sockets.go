@@ -20,6 +20,7 @@ type sockets struct {
 	control *net.UnixListener
 	udp     []*net.UDPConn
 	tcp     []*net.TCPListener
+	http    []*net.TCPListener // the gateway's; it opens and closes them itself
 }
 
 // names says what the sockets are, in the order in which send attaches them.
@@ -30,6 +31,9 @@ func (s sockets) names() []string {
 	}
 	for _, listener := range s.tcp {
 		out = append(out, "tcp "+listener.Addr().String())
+	}
+	for _, listener := range s.http {
+		out = append(out, "http "+listener.Addr().String())
 	}
 	return out
 }
@@ -42,6 +46,9 @@ func (s sockets) close() {
 		_ = conn.Close()
 	}
 	for _, listener := range s.tcp {
+		_ = listener.Close()
+	}
+	for _, listener := range s.http {
 		_ = listener.Close()
 	}
 }
@@ -105,6 +112,7 @@ func listenAll(ctx context.Context, opts Options, have sockets) (out sockets, er
 			return out, fmt.Errorf("edge: %w", err)
 		}
 	}
+	out.http, have.http = have.http, nil
 	out.control.SetUnlinkOnClose(false) // it may live on in a newer edge
 	// The address may come to the node later.
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
@@ -154,6 +162,9 @@ func (s sockets) send(conn *net.UnixConn) error {
 		raws = append(raws, c)
 	}
 	for _, l := range s.tcp {
+		raws = append(raws, l)
+	}
+	for _, l := range s.http {
 		raws = append(raws, l)
 	}
 	return withFDs(raws, nil, func(fds []int) error {
@@ -237,7 +248,11 @@ func (s *sockets) add(name string, file *os.File) error {
 	case *net.UnixListener:
 		s.control = l
 	case *net.TCPListener:
-		s.tcp = append(s.tcp, l)
+		if strings.HasPrefix(name, "http ") {
+			s.http = append(s.http, l)
+		} else {
+			s.tcp = append(s.tcp, l)
+		}
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package edge
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"syscall"
 	"unsafe"
@@ -15,7 +17,15 @@ func becomeUser(opts Options, state *os.Root) error {
 	if opts.UID == 0 || os.Geteuid() != 0 {
 		return nil
 	}
-	for _, name := range []string{".", tableFile, "start.lock"} {
+	names := []string{".", tableFile, "start.lock", accessDir}
+	logs, err := fs.ReadDir(state.FS(), accessDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("edge: %w", err)
+	}
+	for _, entry := range logs {
+		names = append(names, accessDir+"/"+entry.Name())
+	}
+	for _, name := range names {
 		if err := state.Chown(name, opts.UID, opts.UID); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("edge: giving the state to user %d: %w", opts.UID, err)
 		}

@@ -35,8 +35,8 @@ type Delta struct {
 
 // Settings are what holds for all listeners.
 type Settings struct {
-	// TrustedProxies may say by X-Forwarded-For, -Proto, -Host and X-Request-Id whom they speak
-	// for. From all others these headers are replaced.
+	// TrustedProxies may say by X-Forwarded-For, -Proto and -Host whom they speak for. From all
+	// others these headers are replaced. A well-formed X-Request-Id is kept from anyone.
 	TrustedProxies []netip.Prefix `json:"trustedProxies,omitempty"`
 	Forwarded      bool           `json:"forwarded,omitempty"`   // also send RFC 7239's Forwarded
 	NoAccessLog    bool           `json:"noAccessLog,omitempty"` // for all routes
@@ -229,8 +229,8 @@ type Service struct {
 type Endpoint struct {
 	Address     netip.AddrPort `json:"address"`
 	Pod         string         `json:"pod,omitempty"`         // for logs
-	Ready       bool           `json:"ready"`                 // gets requests
-	Terminating bool           `json:"terminating,omitempty"` // finishes what it has; new ones only where nothing is ready and it still serves
+	Ready       bool           `json:"ready"`                 // gets requests (of one that terminates: it still serves)
+	Terminating bool           `json:"terminating,omitempty"` // finishes what it has; new ones only where nothing else is ready
 }
 
 // Affinity keeps a client at an endpoint as long as that is ready.
