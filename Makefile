@@ -124,6 +124,10 @@ bench: build ## Measure beside upstream Kubernetes and print one table (root; BE
 generate: ## Make the deep copies and definitions of the public types in api/ anew
 	cd api && $(GO) run sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0 object crd paths=./v1alpha1 output:crd:dir=crds
 
+.PHONY: gateway-definitions
+gateway-definitions: ## Copy the Gateway API's definitions out of its module anew
+	@GO="$(GO)" scripts/gateway-definitions.sh
+
 .PHONY: ci
 ci: ## What CI runs: lint, build, race, e2e, tests
 	$(MAKE) deps

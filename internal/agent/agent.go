@@ -129,6 +129,8 @@ type Options struct {
 	NodeTaints   []corev1.Taint    // set when the node registers
 	InstanceType string            // node.kubernetes.io/instance-type
 	KubeletPort  int32             // default 10250
+	// Gateway is what the node's gateway counts, for /metrics/gateway; nil: there is none.
+	Gateway func(ctx context.Context) ([]byte, error)
 
 	LeaseSeconds     int32         // default 40
 	LeaseRenew       time.Duration // default 10s

@@ -29,6 +29,7 @@ func (a *Agent) Handler() (http.Handler, error) {
 		LogAttempts: a.logAttempts,
 		Stats:       a.stats,
 		Probes:      a.probes.counts,
+		Gateway:     a.opts.Gateway,
 		Cores:       int(cores.Value()),
 		HealthErrors: func() error {
 			if problem := a.readyErr.Load(); problem != nil {

@@ -164,6 +164,8 @@ func legacyResources(routes *routes, gv schema.GroupVersion) *metav1.APIResource
 				Name: r.resource.Resource, SingularName: r.singular, Namespaced: r.namespaced, Kind: r.kind.Kind, Verbs: []string{"create"}})
 		}
 	}
+	measured, _ := routes.measuredResources(gv)
+	list.APIResources = append(list.APIResources, measured...)
 	sort.SliceStable(list.APIResources, func(i, j int) bool { return list.APIResources[i].Name < list.APIResources[j].Name })
 	return list
 }
@@ -214,6 +216,8 @@ func aggregatedResources(routes *routes, gv schema.GroupVersion) []apidiscovery.
 				Scope: scope(r.namespaced), SingularResource: r.singular, Verbs: []string{"create"}})
 		}
 	}
+	_, measured := routes.measuredResources(gv)
+	out = append(out, measured...)
 	sort.SliceStable(out, func(i, j int) bool { return out[i].Resource < out[j].Resource })
 	return out
 }

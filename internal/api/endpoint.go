@@ -60,6 +60,7 @@ type routes struct {
 	reviews   map[schema.GroupVersionResource]*review
 	posted    []*review                    // the reviews in the order of discovery
 	versions  map[schema.GroupVersion]bool // that are served
+	measured  []string                     // custom metrics of Services
 	discovery func() *discovery            // made when first asked for
 }
 
@@ -111,6 +112,10 @@ func (s *Server) newRoutes(old *routes) *routes {
 	for _, review := range r.posted {
 		r.reviews[review.resource] = review
 		r.versions[review.resource.GroupVersion()] = true
+	}
+	if s.opts.CustomMetrics != nil {
+		r.measured = s.opts.CustomMetrics.Names()
+		r.versions[customMetricsVersion()] = true
 	}
 	r.discovery = sync.OnceValue(func() *discovery { return newDiscovery(r) })
 	return r

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/warning"
+	custommetrics "k8s.io/metrics/pkg/apis/custom_metrics"
 
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/store"
@@ -25,6 +26,9 @@ func (s *Server) resource(q *query) int {
 	name := schema.GroupVersionResource{Group: q.path.APIGroup, Version: q.path.APIVersion, Resource: q.path.Resource}
 	if target := s.target(name.GroupVersion()); target != nil {
 		return s.delegate(q, target)
+	}
+	if s.opts.CustomMetrics != nil && name.Group == custommetrics.GroupName {
+		return s.customMetrics(q)
 	}
 	routes := s.routes()
 	ep := routes.endpoints[name]

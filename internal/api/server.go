@@ -43,6 +43,7 @@ type Options struct {
 	Audit         AuditLog              // records requests; nil: nothing is recorded
 	Aggregator    *aggregate.Aggregator // what other API servers have; nil: nothing
 	Images        Images                // the cluster's image registry; nil: none
+	CustomMetrics CustomMetrics         // what custom.metrics.k8s.io tells; nil: it is not served
 
 	AgentTransport http.RoundTripper // speaks to nodes' agents, with the apiserver-kubelet-client certificate; nil: no streams
 	AgentPort      int               // port of agents whose node names none, default 10250

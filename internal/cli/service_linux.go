@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -117,8 +118,24 @@ func serviceArgs(c config.Config) []string {
 	}
 	add(config.KeyLogLevel, strings.ToLower(c.LogLevel.String()))
 	add(config.KeyLogFormat, c.LogFormat)
+	addGateway(c, add)
 	args = append(args, c.Node.Args()...)
 	return args
+}
+
+// addGateway is the gateway's part of serviceArgs.
+func addGateway(c config.Config, add func(key, value string)) {
+	g := &c.Gateway
+	add(config.KeyNoGateway, strconv.FormatBool(g.Off))
+	add(config.KeyGatewayHTTPPort, strconv.Itoa(int(g.HTTPPort)))
+	add(config.KeyGatewayHTTPSPort, strconv.Itoa(int(g.HTTPSPort)))
+	for _, addr := range g.PublicAddresses {
+		add(config.KeyPublicAddress, addr.String())
+	}
+	add(config.KeyACME, strconv.FormatBool(g.ACME.On))
+	add(config.KeyACMEEmail, g.ACME.Email)
+	add(config.KeyACMEDirectory, g.ACME.Directory)
+	add(config.KeyACMECAFile, g.ACME.CAFile)
 }
 
 // stopService stops the unit until the next boot, if there is one.

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/util/retry"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/api"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/server"
@@ -46,6 +47,12 @@ type Options struct {
 
 	// Metrics is what metrics.k8s.io serves; nil leaves it out.
 	Metrics registry.Metrics
+
+	// CustomMetrics is what custom.metrics.k8s.io serves; nil leaves it out.
+	CustomMetrics api.CustomMetrics
+
+	// Gateway is what serves Ingress and the Gateway API; nil: nobody does.
+	Gateway *config.Gateway
 
 	// Access is who is believed and what is recorded; nil is the default.
 	Access *config.Access
@@ -93,6 +100,8 @@ func Start(t testing.TB, opts Options) *Cluster {
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
 		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
 		WithoutControllers: opts.WithoutControllers,
+		Gateway:            opts.Gateway,
+		CustomMetrics:      opts.CustomMetrics,
 		Metrics:            opts.Metrics,
 		Authority:          func() (*x509.Certificate, crypto.Signer) { return ca.cert, ca.key },
 		PodCIDR:            netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),

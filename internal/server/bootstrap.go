@@ -36,7 +36,7 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), localVolumesRole(), tokenTracking()} {
+	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), customMetricsRole(), localVolumesRole(), tokenTracking()} {
 		if err := cp.ensure(ctx, obj); err != nil {
 			return err
 		}
@@ -49,6 +49,13 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	for _, binding := range extraBindings() {
 		if err := cp.ensure(ctx, binding); err != nil {
 			return err
+		}
+	}
+	if cp.opts.Gateway != nil {
+		for _, obj := range gatewayObjects() {
+			if err := cp.ensure(ctx, obj); err != nil {
+				return err
+			}
 		}
 	}
 	if err := auth.EnsurePolicy(ctx, cp.admin); err != nil {
@@ -169,6 +176,17 @@ func metricsRole() *rbacv1.ClusterRole {
 			"rbac.authorization.k8s.io/aggregate-to-view": "true",
 		}},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"metrics.k8s.io"}, Resources: []string{"pods", "nodes"}, Verbs: []string{"get", "list", "watch"}}},
+	}
+}
+
+// customMetricsRole lets whoever may view a namespace see how its Services are used.
+func customMetricsRole() *rbacv1.ClusterRole {
+	return &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "gantry:custom-metrics-reader", Labels: map[string]string{
+			"rbac.authorization.k8s.io/aggregate-to-admin": "true", "rbac.authorization.k8s.io/aggregate-to-edit": "true",
+			"rbac.authorization.k8s.io/aggregate-to-view": "true",
+		}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"custom.metrics.k8s.io"}, Resources: []string{"*"}, Verbs: []string{"get", "list"}}},
 	}
 }
 

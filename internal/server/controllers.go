@@ -77,6 +77,9 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 	if err := cp.startAccessControllers(run); err != nil {
 		return err
 	}
+	if err := cp.startGateway(run); err != nil {
+		return err
+	}
 	if cp.opts.NoScheduler {
 		return nil
 	}

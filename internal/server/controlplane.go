@@ -67,7 +67,9 @@ type ControlPlaneOptions struct {
 	NoControllers      bool // runs none but the scheduler
 	// Prepare is called when the API answers and before any controller runs; nil does nothing.
 	Prepare        func(ctx context.Context, cp *ControlPlane) error
-	NoLoadBalancer bool // leaves Services of type LoadBalancer to somebody else
+	CustomMetrics  api.CustomMetrics // what custom.metrics.k8s.io tells; nil asks the agents, if there is a gateway
+	NoLoadBalancer bool              // leaves Services of type LoadBalancer to somebody else
+	Gateway        *config.Gateway   // what Ingress and Gateway API are served by; nil: by nobody
 	// ImagesDir is where the cluster's image registry keeps its content; "" has no registry.
 	ImagesDir string
 }
@@ -96,6 +98,8 @@ type ControlPlane struct {
 	serving    chan struct{} // closed when requests are answered
 	ready      chan struct{} // closed when the cluster's own objects are there
 	controlled chan struct{} // closed when the controllers have begun
+	// gatewayServed is closed when the Gateway API's kinds are served; never without a gateway.
+	gatewayServed chan struct{}
 
 	mu      sync.Mutex // guards the fields below
 	caches  []*client.Cache
@@ -126,7 +130,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	cp := &ControlPlane{
 		schedulers: placing, metrics: metrics,
 		opts: opts, authorizer: auth.NewAuthorizer(), encryption: sealing, access: access,
-		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}),
+		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}), gatewayServed: make(chan struct{}),
 	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
@@ -201,8 +205,13 @@ func (cp *ControlPlane) wireAPI() error {
 	if err != nil {
 		return err
 	}
+	measures, err := cp.customMetrics()
+	if err != nil {
+		return err
+	}
 	cp.handler, err = api.New(api.Options{
 		Images: registry, Aggregator: cp.aggregator, Fairness: cp.fairness, Metrics: cp.metrics,
+		CustomMetrics: measures,
 		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
 		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{
@@ -219,6 +228,14 @@ func (cp *ControlPlane) usage() (registry.Metrics, error) {
 		return cp.opts.Metrics, nil
 	}
 	return metrics.New(metrics.Options{Reader: cp.admin, Transport: cp.opts.AgentTransport, Log: cp.opts.Logger})
+}
+
+// customMetrics is what custom.metrics.k8s.io tells: what the nodes' gateways count. nil: it is not served.
+func (cp *ControlPlane) customMetrics() (api.CustomMetrics, error) {
+	if cp.opts.CustomMetrics != nil || cp.opts.AgentTransport == nil || cp.opts.Gateway == nil {
+		return cp.opts.CustomMetrics, nil
+	}
+	return metrics.NewGateways(metrics.Options{Reader: cp.admin, Transport: cp.opts.AgentTransport, Log: cp.opts.Logger})
 }
 
 func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {

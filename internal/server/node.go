@@ -119,10 +119,14 @@ func (n *node) buildNetwork() error {
 	if err != nil {
 		return err
 	}
+	gatewayFeed, err := cp.feedGateway(&c.Gateway, n.opts.identity.Name, func(text string) { n.opts.steps.Say("%s", text) })
+	if err != nil {
+		return err
+	}
 	n.feeder, err = routes.New(reader, informers, routes.Options{
 		Binary: edge, Socket: edgeSocket(c), StateDir: c.Path("edge"), LogFile: c.Path("log", "edge.log"),
 		UID: edgeUID, Listen: []netip.AddrPort{netip.AddrPortFrom(dns, 53)}, Domain: c.ClusterDomain,
-		Ranges: []netip.Prefix{c.ServiceCIDR, c.PodCIDR}, Logger: n.opts.logger,
+		Ranges: []netip.Prefix{c.ServiceCIDR, c.PodCIDR}, Gateway: gatewayFeed, Logger: n.opts.logger,
 	})
 	return err
 }
@@ -170,6 +174,9 @@ func (n *node) buildAgent() error {
 		IsNotFound:  func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
 		ImageAccess: n.opts.controlPlane.podMayPull,
 		NodeInfo:    corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
+	}
+	if !c.Gateway.Off {
+		opts.Gateway = gatewayCounts(edgeSocket(c))
 	}
 	if err := setNodeLimits(&opts, c.Node, n.opts.logger); err != nil {
 		return err

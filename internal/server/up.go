@@ -71,6 +71,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
 		RuntimeConfig: c.RuntimeConfig, SchedulerFile: c.SchedulerFile, NoLoadBalancer: c.LoadBalancer == config.LoadBalancerNone,
+		Gateway: gatewaySettings(&c),
 		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
 		ImagesDir: c.Path("registry"),
@@ -99,6 +100,14 @@ func Up(ctx context.Context, opts UpOptions) error {
 		{Name: "api", Run: listener.Run, Ready: both(listener.Ready, waitFor(cp.Ready()))},
 	}, node.components()...)
 	return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: opts.Ready}, components...)
+}
+
+// gatewaySettings are those of the control plane; nil without a gateway.
+func gatewaySettings(c *config.Config) *config.Gateway {
+	if c.Gateway.Off {
+		return nil
+	}
+	return &c.Gateway
 }
 
 func newAuthority(opts UpOptions, nodeIP netip.Addr) (*pki.Authority, error) {

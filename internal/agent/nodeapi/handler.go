@@ -37,14 +37,16 @@ type Options struct {
 	// DialPod connects to a port on a pod's loopback address, in its network namespace.
 	DialPod func(ctx context.Context, pod *corev1.Pod, port int32) (net.Conn, error)
 	// LogFile is the log of one attempt of a container; LogAttempts the attempts that have one.
-	LogFile      func(pod *corev1.Pod, container string, attempt int) string
-	LogAttempts  func(pod *corev1.Pod, container string) []int
-	Stats        *stats.Reader       // measures the node; nil reports nothing
-	Probes       func() []ProbeCount // how the probes went; nil reports nothing
-	Cores        int                 // logical CPUs of the machine
-	IdleTimeout  time.Duration       // of streams; default 4h
-	StreamsWait  time.Duration       // for a client to open its streams; default 30s
-	HealthErrors func() error        // nil is well
+	LogFile     func(pod *corev1.Pod, container string, attempt int) string
+	LogAttempts func(pod *corev1.Pod, container string) []int
+	Stats       *stats.Reader       // measures the node; nil reports nothing
+	Probes      func() []ProbeCount // how the probes went; nil reports nothing
+	// Gateway is what the node's gateway counts, in the text format of Prometheus; nil: there is none.
+	Gateway      func(ctx context.Context) ([]byte, error)
+	Cores        int           // logical CPUs of the machine
+	IdleTimeout  time.Duration // of streams; default 4h
+	StreamsWait  time.Duration // for a client to open its streams; default 30s
+	HealthErrors func() error  // nil is well
 	Logger       *slog.Logger
 }
 
@@ -86,6 +88,7 @@ func (h *Handler) routes() {
 	h.mux.HandleFunc("GET /metrics/resource", h.resourceMetrics)
 	h.mux.HandleFunc("GET /metrics/cadvisor", h.cadvisorMetrics)
 	h.mux.HandleFunc("GET /metrics/probes", h.probeMetrics)
+	h.mux.HandleFunc("GET /metrics/gateway", h.gatewayMetrics)
 	h.mux.HandleFunc("GET /stats/summary", h.summary)
 	h.mux.HandleFunc("POST /stats/summary", h.summary)
 	h.mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", h.logs)
@@ -112,6 +115,21 @@ func (h *Handler) healthz(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	_, _ = io.WriteString(w, "ok")
+}
+
+// gatewayMetrics tells what the node's gateway counts.
+func (h *Handler) gatewayMetrics(w http.ResponseWriter, r *http.Request) {
+	if h.opts.Gateway == nil {
+		http.Error(w, "this node has no gateway", http.StatusNotFound)
+		return
+	}
+	page, err := h.opts.Gateway(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	_, _ = w.Write(page)
 }
 
 func (h *Handler) listPods(w http.ResponseWriter, _ *http.Request) { h.writePods(w, h.pods.Pods()) }

@@ -19,7 +19,7 @@ const (
 
 // wanted is the APIService of a group version served here, nil for one that has none: apiregistration's own.
 func wanted(gv schema.GroupVersion) *apiregistrationv1.APIService {
-	if gv == metricsVersion() {
+	if gv == metricsVersion() || gv == customMetricsVersion() {
 		// Kept by whoever has it: a metrics-server that is installed changes it, and must find it so after a restart.
 		return &apiregistrationv1.APIService{
 			ObjectMeta: metav1.ObjectMeta{Name: gv.Version + "." + gv.Group},
@@ -38,6 +38,11 @@ func wanted(gv schema.GroupVersion) *apiregistrationv1.APIService {
 		ObjectMeta: metav1.ObjectMeta{Name: gv.Version + "." + gv.Group, Labels: map[string]string{managedLabel: managed}},
 		Spec:       apiregistrationv1.APIServiceSpec{Group: gv.Group, Version: gv.Version, GroupPriorityMinimum: group, VersionPriority: version},
 	}
+}
+
+// customMetricsVersion is what a metrics adapter serves, and this server while there is none.
+func customMetricsVersion() schema.GroupVersion {
+	return schema.GroupVersion{Group: "custom.metrics.k8s.io", Version: "v1beta2"}
 }
 
 // metricsVersion is what metrics-server serves, and this server while there is none.
