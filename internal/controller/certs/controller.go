@@ -87,7 +87,7 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (time.Du
 		return 0, nil
 	}
 	host := there.Annotations[compile.AnnotationHost]
-	todo := plan(there, host, c.opts.ACME.Directory, time.Now())
+	todo := plan(there, host, issuerOf(host, c.opts.ACME.Directory, c.opts.Public), time.Now())
 	next := there.DeepCopy()
 	if todo.local {
 		chain, keyPEM, err := c.issueLocal(ctx, host)

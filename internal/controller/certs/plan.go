@@ -31,10 +31,9 @@ type action struct {
 	after time.Duration // look again then
 }
 
-// plan decides about a Secret.
-func plan(secret *corev1.Secret, host, directory string, now time.Time) action {
+// plan decides about a Secret. want is who should issue.
+func plan(secret *corev1.Secret, host, want string, now time.Time) action {
 	leaf := leafOf(secret)
-	want := issuerOf(host, directory)
 	valid := leaf != nil && now.Before(leaf.NotAfter) && leaf.VerifyHostname(hostToVerify(host)) == nil
 	if valid && secret.Annotations[AnnotationIssuer] == want && now.Before(renewAt(leaf)) {
 		return action{after: renewAt(leaf).Sub(now)}
@@ -77,9 +76,12 @@ func leafOf(secret *corev1.Secret) *x509.Certificate {
 	return leaf
 }
 
-// issuerOf is who issues for a host: an ACME authority what the Internet can reach, if there is one.
-func issuerOf(host, directory string) string {
-	if directory == "" || !public(host) {
+// issuerOf is who issues for a host: an ACME authority what the Internet can reach, if there is one. named are addresses
+// of which somebody says that it can.
+func issuerOf(host, directory string, named []netip.Addr) string {
+	addr, err := netip.ParseAddr(host)
+	said := err == nil && slices.Contains(named, addr)
+	if directory == "" || !said && !public(host) {
 		return IssuerLocal
 	}
 	return directory

@@ -1,4 +1,4 @@
-package gateway_test
+package gantrytest
 
 import (
 	"errors"
@@ -12,18 +12,18 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"sigs.k8s.io/controller-runtime/pkg/client"
+	"k8s.io/apiserver/pkg/authentication/user"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	internalclient "gantry.dev/gantry/internal/client"
+	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/controller/certs"
-	"gantry.dev/gantry/internal/gantrytest"
 	"gantry.dev/gantry/internal/network/routes/compile"
 )
 
-// typed is a client that may do everything and knows the Gateway API's types.
-func typed(t *testing.T, c *gantrytest.Cluster) client.Client {
+// gatewayClient is a client that may do everything and knows the Gateway API's types.
+func gatewayClient(t *testing.T, c *Cluster) ctrlclient.Client {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, networkingv1.AddToScheme, gatewayv1.Install} {
@@ -31,29 +31,20 @@ func typed(t *testing.T, c *gantrytest.Cluster) client.Client {
 			t.Fatal(err)
 		}
 	}
-	out, err := internalclient.New(internalclient.Options{Registry: c.ControlPlane.Registry(), User: admin{}, Manager: "test", Scheme: scheme})
+	out, err := client.New(client.Options{Registry: c.ControlPlane.Registry(), User: &user.DefaultInfo{Name: "admin", Groups: []string{user.SystemPrivilegedGroup}}, Manager: "test", Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-type admin struct{}
-
-func (admin) GetName() string               { return "admin" }
-func (admin) GetUID() string                { return "" }
-func (admin) GetGroups() []string           { return []string{"system:masters"} }
-func (admin) GetExtra() map[string][]string { return nil }
-
-func ptr[T any](v T) *T { return &v }
-
 // TestGateway takes a control plane from its start to a route with a certificate.
 func TestGateway(t *testing.T) {
-	cluster := gantrytest.Start(t, gantrytest.Options{Nodes: 1, NoScheduler: true, Gateway: &config.Gateway{HTTPPort: 80, HTTPSPort: 443}})
-	c := typed(t, cluster)
+	cluster := Start(t, Options{Nodes: 1, NoScheduler: true, Gateway: &config.Gateway{HTTPPort: 80, HTTPSPort: 443}})
+	c := gatewayClient(t, cluster)
 	node := &corev1.Node{}
 	cluster.Eventually("the node has an address", func() error { // others write the node, too
-		if err := c.Get(t.Context(), client.ObjectKey{Name: "node-0"}, node); err != nil {
+		if err := c.Get(t.Context(), ctrlclient.ObjectKey{Name: "node-0"}, node); err != nil {
 			return err
 		}
 		node = node.DeepCopy()
@@ -61,7 +52,7 @@ func TestGateway(t *testing.T) {
 		return c.Status().Update(t.Context(), node)
 	})
 	gw := &gatewayv1.Gateway{}
-	key := client.ObjectKey{Namespace: compile.Namespace, Name: compile.ClassName}
+	key := ctrlclient.ObjectKey{Namespace: compile.Namespace, Name: compile.ClassName}
 	cluster.Eventually("the Gateway is programmed", func() error {
 		if err := c.Get(t.Context(), key, gw); err != nil {
 			return err
@@ -72,26 +63,26 @@ func TestGateway(t *testing.T) {
 		return nil
 	})
 	class := &gatewayv1.GatewayClass{}
-	if err := c.Get(t.Context(), client.ObjectKey{Name: compile.ClassName}, class); err != nil || !meta.IsStatusConditionTrue(class.Status.Conditions, "Accepted") {
+	if err := c.Get(t.Context(), ctrlclient.ObjectKey{Name: compile.ClassName}, class); err != nil || !meta.IsStatusConditionTrue(class.Status.Conditions, "Accepted") {
 		t.Errorf("the class: %v, %+v", err, class.Status)
 	}
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
 	route := &gatewayv1.HTTPRoute{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}}
-	route.Spec.ParentRefs = []gatewayv1.ParentReference{{Namespace: ptr(gatewayv1.Namespace(key.Namespace)), Name: gatewayv1.ObjectName(key.Name)}}
+	route.Spec.ParentRefs = []gatewayv1.ParentReference{{Namespace: new(gatewayv1.Namespace(key.Namespace)), Name: gatewayv1.ObjectName(key.Name)}}
 	route.Spec.Hostnames = []gatewayv1.Hostname{"web.localhost"}
 	backend := gatewayv1.HTTPBackendRef{}
-	backend.Name, backend.Port = "web", ptr(gatewayv1.PortNumber(80))
+	backend.Name, backend.Port = "web", new(gatewayv1.PortNumber(80))
 	route.Spec.Rules = []gatewayv1.HTTPRouteRule{{BackendRefs: []gatewayv1.HTTPBackendRef{backend}}}
 	ingress := &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: networkingv1.IngressSpec{
 		DefaultBackend: &networkingv1.IngressBackend{Service: &networkingv1.IngressServiceBackend{Name: "web", Port: networkingv1.ServiceBackendPort{Number: 80}}}}}
-	for _, obj := range []client.Object{route, ingress} {
+	for _, obj := range []ctrlclient.Object{route, ingress} {
 		if err := c.Create(t.Context(), obj); err != nil {
 			t.Fatal(err)
 		}
 	}
 	resolved := func(want metav1.ConditionStatus, reason string) func() error {
 		return func() error {
-			if err := c.Get(t.Context(), client.ObjectKeyFromObject(route), route); err != nil {
+			if err := c.Get(t.Context(), ctrlclient.ObjectKeyFromObject(route), route); err != nil {
 				return err
 			}
 			if len(route.Status.Parents) != 1 {
@@ -110,7 +101,7 @@ func TestGateway(t *testing.T) {
 	}
 	cluster.Eventually("the route has its Service", resolved(metav1.ConditionTrue, "ResolvedRefs"))
 	cluster.Eventually("the Ingress says where it is", func() error {
-		if err := c.Get(t.Context(), client.ObjectKeyFromObject(ingress), ingress); err != nil {
+		if err := c.Get(t.Context(), ctrlclient.ObjectKeyFromObject(ingress), ingress); err != nil {
 			return err
 		}
 		if l := ingress.Status.LoadBalancer.Ingress; len(l) != 1 || l[0].IP != "192.0.2.10" || *ingress.Spec.IngressClassName != "gantry" {
@@ -121,7 +112,7 @@ func TestGateway(t *testing.T) {
 	cluster.Eventually("all have certificates", func() error {
 		for _, name := range []string{"certificate-web.localhost", "certificate-localhost", "certificate-192.0.2.10"} {
 			secret := &corev1.Secret{}
-			if err := c.Get(t.Context(), client.ObjectKey{Namespace: key.Namespace, Name: name}, secret); err != nil {
+			if err := c.Get(t.Context(), ctrlclient.ObjectKey{Namespace: key.Namespace, Name: name}, secret); err != nil {
 				return err
 			}
 			if until, err := time.Parse(time.RFC3339, secret.Annotations[certs.AnnotationExpires]); err != nil || time.Until(until) < 60*24*time.Hour ||
@@ -131,7 +122,7 @@ func TestGateway(t *testing.T) {
 		}
 		return nil
 	})
-	patch := client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"annotations":{"`+compile.AnnotationPorts+`":"{\"80\":\"port 80 is taken by nginx (pid 7)\"}"}}}`))
+	patch := ctrlclient.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"annotations":{"`+compile.AnnotationPorts+`":"{\"80\":\"port 80 is taken by nginx (pid 7)\"}"}}}`))
 	if err := c.Patch(t.Context(), node, patch); err != nil {
 		t.Fatal(err)
 	}
