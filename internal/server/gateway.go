@@ -20,6 +20,7 @@ import (
 	"gantry.dev/gantry/internal/controller/certs"
 	"gantry.dev/gantry/internal/controller/gateway"
 	"gantry.dev/gantry/internal/events"
+	edgegateway "gantry.dev/gantry/internal/network/gateway"
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/network/routes/compile"
 )
@@ -104,8 +105,14 @@ func (cp *ControlPlane) feedGateway(settings *config.Gateway, nodeName string, s
 	}
 	return &routes.GatewayOptions{
 		HTTPPort: settings.HTTPPort, HTTPSPort: settings.HTTPSPort, Public: settings.PublicAddresses, NodeName: nodeName,
-		Kinds: cp.gatewayServed, Writer: c, Informers: informers, Say: say,
+		Kinds: cp.gatewayServed, Writer: c, Informers: informers, Say: say, Holder: portHolder,
 	}, nil
+}
+
+// portHolder says who listens on a port.
+func portHolder(at netip.AddrPort) (string, bool) {
+	process, ok := edgegateway.Holder("/proc", at)
+	return fmt.Sprintf("%s (pid %d)", process.Name, process.PID), ok
 }
 
 // gatewayObjects are the rights of the gateway's parts, and their namespace.

@@ -98,6 +98,7 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (time.Du
 		if err := c.client.Update(ctx, next); err != nil {
 			return 0, fmt.Errorf("keeping the certificate of %s: %w", host, err)
 		}
+		next = next.DeepCopy() // what was written is shared now
 		c.log.Info("certificate issued", "host", host, "issuer", IssuerLocal, "expires", next.Annotations[AnnotationExpires])
 	}
 	if todo.acme {
