@@ -147,6 +147,7 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 		bind(localVolumesRoleName, localVolumesRoleName,
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "persistent-volume-binder"}),
 		// Nodes pull for their pods, whose right they have looked at.
+		bind(imageCollectorName, imageCollectorName, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: imageCollectorName}),
 		bind(imageNodesRoleName, imagePullerRoleName, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}),
 		// One controller keeps the default ServiceAccount and kube-root-ca.crt.
 		bind("gantry:root-ca", "system:controller:root-ca-cert-publisher",

@@ -94,10 +94,11 @@ type ControlPlane struct {
 	schedulers *scheduler.Config
 	scheduler  *scheduler.Scheduler // set before controlled is closed; nil with NoScheduler
 	metrics    *prometheus.Registry
-	images     *images.Store // nil: no registry
-	serving    chan struct{} // closed when requests are answered
-	ready      chan struct{} // closed when the cluster's own objects are there
-	controlled chan struct{} // closed when the controllers have begun
+	images     *images.Store     // nil: no registry
+	collector  *images.Collector // set before controlled is closed; nil without registry
+	serving    chan struct{}     // closed when requests are answered
+	ready      chan struct{}     // closed when the cluster's own objects are there
+	controlled chan struct{}     // closed when the controllers have begun
 	// gatewayServed is closed when the Gateway API's kinds are served; never without a gateway.
 	gatewayServed chan struct{}
 
@@ -212,7 +213,7 @@ func (cp *ControlPlane) wireAPI() error {
 	cp.handler, err = api.New(api.Options{
 		Images: registry, Aggregator: cp.aggregator, Fairness: cp.fairness, Metrics: cp.metrics,
 		CustomMetrics: measures,
-		Registry: cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
+		Registry:      cp.registry, Authenticator: cp.authn, Authorizer: cp.authorizer,
 		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{
 			{Name: "etcd", Live: true, Probe: cp.store.Sync},
@@ -396,6 +397,11 @@ func (cp *ControlPlane) work(ctx context.Context) error {
 	}
 	if err := start(run); err != nil {
 		return err
+	}
+	if !cp.opts.NoControllers {
+		if err := cp.startImages(run); err != nil {
+			return err
+		}
 	}
 	close(cp.controlled)
 	<-ctx.Done()

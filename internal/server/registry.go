@@ -22,6 +22,7 @@ import (
 const (
 	imagePullerRoleName = "gantry:image-puller"
 	imageNodesRoleName  = "gantry:node-images"
+	imageCollectorName  = "system:gantry:images"
 )
 
 // imageRoles say who may do what with images: who may view a project may pull from it, who may edit it may push and
@@ -36,9 +37,42 @@ func imageRoles() []*rbacv1.ClusterRole {
 	const aggregate = "rbac.authorization.k8s.io/aggregate-to-"
 	return []*rbacv1.ClusterRole{
 		role(imagePullerRoleName, nil, images.VerbGet),
+		collectorRole(),
 		role("gantry:images-view", map[string]string{aggregate + "view": "true"}, images.VerbGet, images.VerbList),
 		role("gantry:images-edit", map[string]string{aggregate + "edit": "true"}, images.VerbCreate, images.VerbDelete),
 	}
+}
+
+// collectorRole is what the collection of images reads.
+func collectorRole() *rbacv1.ClusterRole {
+	read := []string{"get", "list", "watch"}
+	return &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: imageCollectorName},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"namespaces", "pods"}, Verbs: read},
+			{APIGroups: []string{"apps"}, Resources: []string{"deployments", "replicasets", "statefulsets", "daemonsets"}, Verbs: read},
+			{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: read},
+			{APIGroups: []string{"gantry.dev"}, Resources: []string{"apps", "releases", "builds"}, Verbs: read},
+		},
+	}
+}
+
+// startImages collects images that nothing uses, if there is a registry.
+func (cp *ControlPlane) startImages(run func(string, func(context.Context) error)) error {
+	if cp.images == nil {
+		return nil
+	}
+	reader, _, err := cp.As(&user.DefaultInfo{Name: imageCollectorName, Groups: []string{user.AllAuthenticated}}, "gantry-images")
+	if err != nil {
+		return err
+	}
+	collector, err := images.NewCollector(images.CollectorOptions{Store: cp.images, Reader: reader, Logger: cp.opts.Logger})
+	if err != nil {
+		return err
+	}
+	cp.collector = collector
+	run("images", collector.Run)
+	return nil
 }
 
 // registryPart gives the API the registry in the API's words.
