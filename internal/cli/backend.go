@@ -26,6 +26,8 @@ type Backend struct {
 	Doctor func(ctx context.Context, c config.Config) ([]Finding, error)
 	// Images works on the node's images.
 	Images *Images
+	// Registry works on the cluster's image registry.
+	Registry *Registry
 	// Plan says what documents would do to a cluster, WhyPod why a pod is where it is.
 	Plan   func(ctx context.Context, run PlanRequest) (Answer, error)
 	WhyPod func(ctx context.Context, cluster *rest.Config, project, name string) (Answer, error)
@@ -71,11 +73,12 @@ type Images struct {
 	Build func(ctx context.Context, run BuildRequest) error
 }
 
-// Image is one image of the node.
+// Image is one image of the node or of the registry.
 type Image struct {
 	Name      string `json:"name"`
 	Digest    string `json:"digest"`
 	SizeBytes int64  `json:"sizeBytes"`
+	Where     string `json:"where"` // "node" or "registry"
 }
 
 // BuildRequest says what to build.

@@ -40,7 +40,8 @@ func fakeBackend() Backend {
 				return err
 			},
 		},
-		Plan: fakePlan,
+		Registry: fakeRegistry(),
+		Plan:     fakePlan,
 		WhyPod: func(_ context.Context, cluster *rest.Config, project, name string) (Answer, error) {
 			if name == "none" {
 				return Answer{}, Unreachable(errors.New("nobody answers"))
@@ -111,3 +112,20 @@ clusters: [{name: gantry, cluster: {server: "https://127.0.0.1:1"}}]
 users: [{name: gantry-admin, user: {token: secret}}]
 contexts: [{name: gantry, context: {cluster: gantry, user: gantry-admin}}]
 `
+
+func fakeRegistry() *Registry {
+	pushed := func(target string) (Pushed, error) {
+		return Pushed{Name: registryHost + "/" + target, Reference: registryHost + "/shop/web@sha256:0123"}, nil
+	}
+	return &Registry{
+		PushFile:  func(_ context.Context, run PushRequest) (Pushed, error) { return pushed("default/" + run.Source) },
+		PushLocal: func(_ context.Context, _ config.Config, run PushRequest) (Pushed, error) { return pushed(run.Target) },
+		List: func(context.Context, *rest.Config) ([]Image, error) {
+			return []Image{{Name: registryHost + "/shop/web:v1", Digest: "sha256:0123456789abcdef", SizeBytes: 1 << 20, Where: "registry"}}, nil
+		},
+		Remove: func(context.Context, *rest.Config, string) error { return nil },
+		Prune: func(context.Context, config.Config) (Pruned, error) {
+			return Pruned{Manifests: 1, Blobs: 2, Bytes: 3 << 20}, nil
+		},
+	}
+}

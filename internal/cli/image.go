@@ -12,10 +12,13 @@ import (
 
 func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "image", Short: "Work on this node's images", GroupID: groupCluster,
+		Use: "image", Short: "Work on the images of the registry and of this node", GroupID: groupCluster,
 		Args: unknownCommand, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imageBuildCommand())
+	if a.backend.Registry != nil {
+		cmd.AddCommand(a.imagePushCommand(), a.imagePruneCommand())
+	}
 	return cmd
 }
 
@@ -59,7 +62,7 @@ func (a *app) printNames(names []string) error {
 
 func (a *app) imageListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "ls", Short: "List this node's images", Args: exactArgs(),
+		Use: "ls", Short: "List the images of the registry and of this node", Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd, true)
 			if err != nil {
@@ -69,16 +72,20 @@ func (a *app) imageListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for i := range images {
+				images[i].Where = "node"
+			}
+			images = append(a.registryImages(cmd), images...)
 			if a.json {
 				if images == nil {
 					images = []Image{}
 				}
 				return a.printJSON(images)
 			}
-			rows := [][]string{{"NAME", "DIGEST", "SIZE"}}
+			rows := [][]string{{"NAME", "DIGEST", "SIZE", "WHERE"}}
 			for _, image := range images {
 				digest := strings.TrimPrefix(image.Digest, "sha256:")
-				rows = append(rows, []string{image.Name, digest[:min(12, len(digest))], size(image.SizeBytes)})
+				rows = append(rows, []string{image.Name, digest[:min(12, len(digest))], size(image.SizeBytes), image.Where})
 			}
 			return a.printTable(rows)
 		},
@@ -87,11 +94,16 @@ func (a *app) imageListCommand() *cobra.Command {
 
 func (a *app) imageRemoveCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "rm NAME", Short: "Remove an image from this node", Args: exactArgs("the image's NAME"),
+		Use: "rm NAME", Short: "Remove an image from this node, or from the registry", Args: exactArgs("the image's NAME"),
+		Long: "Remove an image from this node. A NAME that begins with registry.gantry.internal/ is removed from the registry: a tag alone,\n" +
+			"or with @sha256:... the image and all its tags.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.load(cmd, true)
 			if err != nil {
 				return err
+			}
+			if a.backend.Registry != nil && strings.HasPrefix(args[0], registryHost+"/") {
+				return a.removeFromRegistry(cmd, args[0])
 			}
 			return a.backend.Images.Remove(cmd.Context(), c, args[0])
 		},

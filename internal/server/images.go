@@ -22,6 +22,7 @@ import (
 // them.
 type imageServer struct {
 	runtime *containerd.Runtime
+	cluster *ControlPlane // whose registry images are pushed to
 	socket  string
 	logger  *slog.Logger
 }
@@ -45,6 +46,8 @@ func (s *imageServer) Run(ctx context.Context) error {
 	mux.HandleFunc("POST /images", s.load)
 	mux.HandleFunc("GET /images", s.list)
 	mux.HandleFunc("DELETE /images", s.remove)
+	mux.HandleFunc("POST /push", s.push)
+	mux.HandleFunc("POST /prune", s.prune)
 	return serveAll(ctx, mux, nil, []net.Listener{listener}, s.logger)
 }
 
@@ -105,29 +108,35 @@ func (c *ImageClient) Remove(ctx context.Context, name string) error {
 }
 
 func (c *ImageClient) do(ctx context.Context, method, query string, body io.Reader) ([]container.Image, error) {
+	var images []container.Image
+	err := c.ask(ctx, method, "/images"+query, body, &images)
+	return images, err
+}
+
+// ask makes a request and decodes the answer.
+func (c *ImageClient) ask(ctx context.Context, method, path string, body io.Reader, into any) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", c.socket)
 	}}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, method, "http://node/images"+query, body)
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, body)
 	if err != nil {
-		return nil, fmt.Errorf("making an image request: %w", err)
+		return fmt.Errorf("making an image request: %w", err)
 	}
 	resp, err := transport.RoundTrip(req)
 	if errors.Is(err, os.ErrNotExist) || isRefused(err) {
-		return nil, errors.New("no node runs here: start one with \"gantry up\"")
+		return errors.New("no node runs here: start one with \"gantry up\"")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking the node about images: %w", err)
+		return fmt.Errorf("asking the node about images: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		return nil, errors.New(trimLine(text))
+		return errors.New(trimLine(text))
 	}
-	var images []container.Image
-	if err := json.NewDecoder(resp.Body).Decode(&images); err != nil {
-		return nil, fmt.Errorf("reading the node's answer: %w", err)
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("reading the node's answer: %w", err)
 	}
-	return images, nil
+	return nil
 }

@@ -90,7 +90,7 @@ func (n *node) buildRuntime() (err error) {
 	if err != nil {
 		return err
 	}
-	n.images = &imageServer{runtime: n.runtime, socket: nodeSocket(n.opts.config), logger: n.opts.logger}
+	n.images = &imageServer{runtime: n.runtime, cluster: n.opts.controlPlane, socket: nodeSocket(n.opts.config), logger: n.opts.logger}
 	return nil
 }
 
