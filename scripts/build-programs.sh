@@ -32,9 +32,13 @@ runc_version=$(cd runtime && $go list -m -f '{{.Version}}' github.com/opencontai
 build runtime 1 "seccomp,netgo,osusergo" "-extldflags -static -X main.version=${runc_version#v}" github.com/opencontainers/runc runc
 build runtime 0 no_grpc "" github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 containerd-shim-runc-v2
 set -- "runc=$work/runc" "containerd-shim-runc-v2=$work/containerd-shim-runc-v2"
-for name in gantry-shim gantry-edge; do
+for name in gantry-shim gantry-edge gantry-build gantry-static; do
 	if [ -f "cmd/$name/main.go" ]; then
-		build . 0 no_grpc "" "./cmd/$name" "$name"
+		tags=no_grpc
+		if [ "$name" = gantry-build ]; then
+			tags= # BuildKit speaks gRPC within itself
+		fi
+		build . 0 "$tags" "" "./cmd/$name" "$name"
 		set -- "$@" "$name=$work/$name"
 	fi
 done

@@ -24,6 +24,8 @@ const (
 	Shim     = "gantry-shim"
 	Edge     = "gantry-edge"
 	RuncShim = "containerd-shim-runc-v2"
+	Build    = "gantry-build"
+	Static   = "gantry-static"
 )
 
 // index is the file that lists the programs, written by the pack command: one line for

@@ -39,6 +39,7 @@ type Options struct {
 	Arch     string   // GOARCH; default this machine's
 	Env      []string // added to the environment of the go command
 	Args     []string // arguments that the image's entry point has by default
+	Commit   string   // of the source, written into the image; may be empty
 	Progress io.Writer
 }
 
@@ -94,13 +95,17 @@ type goPackage struct {
 
 // programName is the name that go install would give the program.
 func (p goPackage) programName() string {
-	importPath := p.ImportPath
+	return ProgramName(p.ImportPath, p.Dir)
+}
+
+// ProgramName is the name that go install would give the program of a package in a folder.
+func ProgramName(importPath, dir string) string {
 	if last := path.Base(importPath); len(last) > 1 && last[0] == 'v' && strings.Trim(last[1:], "0123456789") == "" {
 		importPath = path.Dir(importPath) // the end names the major version only
 	}
 	name := path.Base(importPath)
 	if name == "." || name == "/" || name == "command-line-arguments" {
-		name = filepath.Base(p.Dir)
+		name = filepath.Base(dir)
 	}
 	return name
 }

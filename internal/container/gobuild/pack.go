@@ -3,11 +3,13 @@ package gobuild
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -34,45 +36,55 @@ type entry struct {
 	data []byte // nil is a folder
 }
 
-// pack makes the image: a layer that changes rarely and one with the program.
+// pack makes the image and writes it.
 func pack(opts Options, program, binary string, out io.Writer) (Result, error) {
-	data, err := os.ReadFile(binary)
+	img, err := Image(opts, program, binary)
 	if err != nil {
 		return Result{}, err
 	}
+	return write(opts.Name, "/app/"+program, img, out)
+}
+
+// Image makes the image of a compiled program: a layer that changes rarely and one with the
+// program, which gets that name. Of opts it uses Arch, Args and Commit; nothing of it depends on the
+// time, so that whoever compiles the same source gets the same image.
+func Image(opts Options, program, binary string) (v1.Image, error) {
+	data, err := os.ReadFile(binary)
+	if err != nil {
+		return nil, err
+	}
 	base, err := baseEntries()
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	img := mutate.MediaType(empty.Image, types.DockerManifestSchema2)
 	for _, entries := range [][]entry{base, {{name: "app", mode: 0o755}, {name: "app/" + program, mode: 0o755, data: data}}} {
 		layer, err := makeLayer(entries)
 		if err != nil {
-			return Result{}, err
+			return nil, err
 		}
 		if img, err = mutate.Append(img, mutate.Addendum{Layer: layer, History: v1.History{CreatedBy: "gantry image build"}}); err != nil {
-			return Result{}, err
+			return nil, err
 		}
 	}
 	file, err := img.ConfigFile()
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	file = file.DeepCopy()
-	file.OS, file.Architecture = "linux", opts.Arch
+	file.OS, file.Architecture = "linux", cmp.Or(opts.Arch, runtime.GOARCH)
 	file.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
-	entryPoint := "/app/" + program
 	file.Config = v1.Config{
-		Entrypoint: []string{entryPoint},
+		Entrypoint: []string{"/app/" + program},
 		Cmd:        opts.Args,
 		User:       fmt.Sprintf("%d:%d", nonroot, nonroot),
 		WorkingDir: "/",
 		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/app", "HOME=/tmp"},
 	}
-	if img, err = mutate.ConfigFile(img, file); err != nil {
-		return Result{}, err
+	if opts.Commit != "" {
+		file.Config.Labels = map[string]string{"org.opencontainers.image.revision": opts.Commit}
 	}
-	return write(opts.Name, entryPoint, img, out)
+	return mutate.ConfigFile(img, file)
 }
 
 // write writes the archive and describes the image.
@@ -151,5 +163,5 @@ func makeLayer(entries []entry) (v1.Layer, error) {
 		return nil, err
 	}
 	data := buf.Bytes()
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil })
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }, tarball.WithCompressedCaching)
 }
