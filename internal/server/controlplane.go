@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +34,7 @@ import (
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/events"
 	"gantry.dev/gantry/internal/images"
+	"gantry.dev/gantry/internal/platform/build"
 	"gantry.dev/gantry/internal/scheduler"
 	"gantry.dev/gantry/internal/store"
 	"gantry.dev/gantry/internal/telemetry"
@@ -101,6 +103,7 @@ type ControlPlane struct {
 	controlled chan struct{}     // closed when the controllers have begun
 	// gatewayServed is closed when the Gateway API's kinds are served; never without a gateway.
 	gatewayServed chan struct{}
+	buildLogs     atomic.Pointer[build.Controller]
 
 	mu      sync.Mutex // guards the fields below
 	caches  []*client.Cache
@@ -251,7 +254,7 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 }
 
 // Handler is the API.
-func (cp *ControlPlane) Handler() http.Handler { return cp.handler }
+func (cp *ControlPlane) Handler() http.Handler { return cp.withBuildLogs(cp.handler) }
 
 // Serving is closed when requests are answered.
 func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }

@@ -61,12 +61,13 @@ type node struct {
 	feeder  *routes.Feeder
 	server  *apiListener // of the agent's API
 	images  *imageServer
+	builds  *buildsPart
 }
 
 // newNode wires the parts. Nothing is started.
 func newNode(opts nodeOptions) (*node, error) {
 	n := &node{opts: opts}
-	for _, build := range []func() error{n.buildRuntime, n.buildNetwork, n.buildAgent, n.buildServer} {
+	for _, build := range []func() error{n.buildRuntime, n.buildNetwork, n.buildAgent, n.buildServer, n.buildBuilds} {
 		if err := build(); err != nil {
 			return nil, err
 		}
@@ -296,6 +297,7 @@ func (n *node) components() []lifecycle.Component {
 		{Name: "containers", Run: n.runContainers, Ready: waitFor(n.runtime.Ready())},
 		{Name: "node", Run: n.runAgent, Ready: n.nodeReady},
 		{Name: "network", Run: n.runNetwork, Ready: n.networkReady},
+		{Name: "builds", Run: n.builds.Run},
 	}
 }
 

@@ -161,6 +161,13 @@ func mountAll(setup job.Setup) error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
 	}
+	// Rules for the network are about IPv4: there is no other in this process's namespace.
+	for _, scope := range []string{"all", "default"} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+scope+"/disable_ipv6", []byte("1"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("switching IPv6 off for builds: %w", err)
+		}
+	}
 	runc := "/run/runc"
 	if err := os.MkdirAll(runc, 0o711); err != nil {
 		return fmt.Errorf("making runc's folder: %w", err)
