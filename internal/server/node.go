@@ -32,6 +32,7 @@ import (
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/network/service"
 	"gantry.dev/gantry/internal/pki"
+	"gantry.dev/gantry/internal/platform/build"
 	"gantry.dev/gantry/internal/programs"
 	"gantry.dev/gantry/internal/volume"
 )
@@ -408,12 +409,16 @@ func stopContainers(ctx context.Context, c config.Config) error {
 	if err := containerd.StopAll(ctx, root, state); err != nil {
 		return err
 	}
+	if err := build.Cleanup(ctx, c.Path("build")); err != nil {
+		return err
+	}
 	return volume.Unmount(ctx, c.Path("pods"))
 }
 
 // stopNetwork stops gantry-edge and removes links, rules and namespaces.
 func stopNetwork(ctx context.Context, c config.Config) error {
 	err := routes.Stop(ctx, edgeSocket(c))
-	err = errors.Join(err, service.Cleanup(ctx))
-	return errors.Join(err, podnet.Cleanup(ctx, podNetworkOptions(c, firstPodCIDR(c.PodCIDR), slog.New(slog.DiscardHandler))))
+	options := podNetworkOptions(c, firstPodCIDR(c.PodCIDR), slog.New(slog.DiscardHandler))
+	err = errors.Join(err, service.Cleanup(ctx), podnet.Isolate(ctx, options, netip.Addr{}))
+	return errors.Join(err, podnet.Cleanup(ctx, options))
 }

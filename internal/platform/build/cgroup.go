@@ -134,6 +134,9 @@ func enterCgroups(groups []string, pid int) error {
 	return nil
 }
 
+// Cleanup removes what a killed gantry's builds left of the folder dir, as far as nothing takes it along by itself.
+func Cleanup(ctx context.Context, dir string) error { return removeCgroups(ctx, cgroupName(dir)) }
+
 // removeCgroups kills what is in the group and removes it. Only processes that builds started
 // are ever in it.
 func removeCgroups(ctx context.Context, name string) error {

@@ -85,7 +85,7 @@ func (d detector) node() (Plan, error) {
 }
 
 // staticStage takes the built files, wherever the tool put them.
-const staticStage = `RUN for dir in dist build out public; do if [ -f "$dir/index.html" ]; then mv "$dir" /site; exit 0; fi; done; echo "the build left no index.html in dist, build, out or public" >&2; exit 1
+const staticStage = `RUN for dir in dist build out public; do if test -f "$dir/index.html"; then mv "$dir" /site; exit 0; fi; done; echo "the build left no index.html in dist, build, out or public" >&2; exit 1
 FROM scratch
 COPY --from=gantry-static /gantry-static /gantry-static
 COPY --from=build /site /site
