@@ -243,6 +243,8 @@ type Source struct {
 	Reason string `json:"reason,omitempty"`
 	// By is who asked for it.
 	By string `json:"by,omitempty"`
+	// ID is another one for each deploy, so that who asked for it finds its release.
+	ID string `json:"id,omitempty"`
 }
 
 // Phases of an application.
