@@ -162,7 +162,7 @@ func merge(current *corev1.Pod, status corev1.PodStatus) corev1.PodStatus {
 	own := func(c corev1.PodCondition) bool {
 		switch c.Type {
 		case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReadyToStartContainers,
-			corev1.PodResizePending, corev1.PodResizeInProgress:
+			corev1.PodResizePending, corev1.PodResizeInProgress, conditionListening:
 			return true
 		case corev1.DisruptionTarget:
 			return ends

@@ -65,6 +65,9 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod, removed bool) (time.
 	if untilDeadline > 0 {
 		next = min(next, untilDeadline)
 	}
+	if w.listenAgain {
+		next = min(next, listeningPeriod)
+	}
 	return next, err
 }
 
@@ -151,6 +154,12 @@ func (w *worker) report(pod *corev1.Pod, ended bool) corev1.PodStatus {
 		Has: w.resize.record.Given, HasPod: w.resize.record.GivenPod, Resize: w.resizeConditions(),
 	})
 	w.agent.devices.Health(w.uid, status.ContainerStatuses)
+	ready := slices.ContainsFunc(status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+	if listens := w.listening(pod, ready); listens != nil {
+		status.Conditions = append(status.Conditions, *listens)
+	}
 	w.mu.Lock()
 	w.reported = &status
 	w.mu.Unlock()

@@ -78,6 +78,10 @@ type worker struct {
 	graceLimit *time.Duration           // what containers get at most; nil is what the pod asks for
 	counted    bool                     // admitted, with what resize says
 	resize     resizeState
+
+	listens     *corev1.PodCondition // where the pod of an application listens
+	listensOf   int                  // the process that was looked at for it
+	listenAgain bool                 // it is looked at again
 }
 
 func newWorker(a *Agent, pod *corev1.Pod) *worker {

@@ -80,6 +80,7 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 	if err := cp.startGateway(run); err != nil {
 		return err
 	}
+	run("platform", cp.runPlatform)
 	if cp.opts.NoScheduler {
 		return nil
 	}

@@ -104,6 +104,7 @@ type ControlPlane struct {
 	// gatewayServed is closed when the Gateway API's kinds are served; never without a gateway.
 	gatewayServed chan struct{}
 	buildLogs     atomic.Pointer[build.Controller]
+	platform      chan struct{} // closed when the kinds of gantry.dev are served
 
 	mu      sync.Mutex // guards the fields below
 	caches  []*client.Cache
@@ -135,6 +136,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 		schedulers: placing, metrics: metrics,
 		opts: opts, authorizer: auth.NewAuthorizer(), encryption: sealing, access: access,
 		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}), gatewayServed: make(chan struct{}),
+		platform: make(chan struct{}),
 	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,

@@ -78,7 +78,7 @@ func (c *Controller) apply(ctx context.Context, v *view) error {
 		return err
 	}
 	wanted := map[ownedKey]bool{}
-	if len(in.Processes) > 0 || in.Canary != nil {
+	if v.history.last() != nil {
 		for _, obj := range render.Objects(in) {
 			key := ownedKey{kindOf(obj), obj.GetName()}
 			wanted[key] = true

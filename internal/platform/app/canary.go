@@ -96,7 +96,7 @@ const (
 func stepCanary(at *v1alpha1.CanaryStatus, plan plannedRollout, o observed) (next *v1alpha1.CanaryStatus, move canaryMove, reason, message string, wait time.Duration) {
 	if at == nil || at.Since.IsZero() {
 		if !o.ready {
-			return &v1alpha1.CanaryStatus{}, canaryStay, "", "", time.Second
+			return nil, canaryStay, "", "", time.Second
 		}
 		return beginStep(0, plan, o), canaryStay, "", "", time.Second
 	}

@@ -163,7 +163,9 @@ func judgeHealth(j judged, pod *corev1.Pod, status *corev1.ContainerStatus, now 
 }
 
 // isReadyOnce says whether a container has passed its startup.
-func isReadyOnce(status *corev1.ContainerStatus) bool { return status.Started != nil && *status.Started }
+func isReadyOnce(status *corev1.ContainerStatus) bool {
+	return status.Started != nil && *status.Started
+}
 
 // judgeListening is about a process that listens where nobody can reach it. ran is for how long it runs.
 func judgeListening(j judged, pod *corev1.Pod, ran time.Duration) verdict {

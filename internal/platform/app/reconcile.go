@@ -231,6 +231,10 @@ func (c *Controller) move(ctx context.Context, v *view, prints map[string]string
 // jobsOf makes and ends the Jobs of a step.
 func (c *Controller) jobsOf(ctx context.Context, v *view, next step) error {
 	if next.job != nil {
+		account := render.Account(v.app) // its pod cannot be made without
+		if err := c.applyOne(ctx, v, ownedKey{kindOf(account), account.Name}, account); err != nil {
+			return err
+		}
 		if err := client.IgnoreAlreadyExists(c.client.Create(ctx, next.job)); err != nil {
 			return fmt.Errorf("making the Job %s: %w", next.job.Name, err)
 		}

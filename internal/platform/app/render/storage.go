@@ -63,6 +63,9 @@ func mountVolumes(app string, spec *corev1.PodSpec, c *corev1.Container, process
 	}
 }
 
+// Account is the account of an application's pods. It has no rights, and no token of it is mounted.
+func Account(app *v1alpha1.App) *corev1.ServiceAccount { return Input{App: app}.serviceAccount() }
+
 func (in Input) serviceAccount() *corev1.ServiceAccount {
 	return &corev1.ServiceAccount{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},

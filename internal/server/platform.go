@@ -1,0 +1,111 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/api/v1alpha1"
+	"gantry.dev/gantry/internal/client"
+	"gantry.dev/gantry/internal/events"
+	"gantry.dev/gantry/internal/platform/app"
+)
+
+// appController is the account of the controller of applications, in the platform's namespace.
+const appController = "gantry-app"
+
+// platformUser is the service account under which a controller of the platform works.
+func platformUser(name string) user.Info {
+	return &user.DefaultInfo{
+		Name:   "system:serviceaccount:" + v1alpha1.PlatformNamespace + ":" + name,
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + v1alpha1.PlatformNamespace, user.AllAuthenticated},
+	}
+}
+
+// AsPlatform is As with the kinds of gantry.dev and of the Gateway API as Go types.
+func (cp *ControlPlane) AsPlatform(u user.Info, manager string) (*client.Client, *client.Cache, error) {
+	scheme, err := app.NewScheme()
+	if err != nil {
+		return nil, nil, err
+	}
+	return cp.as(client.Options{User: u, Lister: u, Manager: manager, Scheme: scheme}, nil)
+}
+
+// Platform is closed when the kinds of gantry.dev are served.
+func (cp *ControlPlane) Platform() <-chan struct{} { return cp.platform }
+
+// runPlatform makes what the platform needs, then keeps applications. It begins beside the other controllers, so that no
+// start of the server waits for it.
+func (cp *ControlPlane) runPlatform(ctx context.Context) error {
+	err := persist(ctx, bootstrapLimit, func() error {
+		err := cp.bootstrapPlatform(ctx)
+		if err != nil && ctx.Err() == nil {
+			cp.opts.Logger.Warn("the platform's own objects are not all there yet", "error", err)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("making the platform's own objects: %w", err)
+	}
+	close(cp.platform)
+	if slices.Contains(cp.opts.WithoutControllers, appController) {
+		return nil
+	}
+	account := platformUser(appController)
+	c, informers, err := cp.AsPlatform(account, appController)
+	if err != nil {
+		return err
+	}
+	config := cp.local(account, appController)
+	api := &app.API{HTTP: &http.Client{Transport: config.Transport}, Host: config.Host}
+	built, err := app.New(c, informers, cp.Events(events.Source{Component: appController}), app.Options{Metrics: api, Logs: api, Log: cp.opts.Logger})
+	if err != nil {
+		return err
+	}
+	return built.Run(ctx)
+}
+
+// bootstrapPlatform makes the namespace, the roles and the kinds of the platform. What is as it should be stays untouched.
+func (cp *ControlPlane) bootstrapPlatform(ctx context.Context) error {
+	if err := cp.ensure(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.PlatformNamespace}}); err != nil {
+		return err
+	}
+	for _, role := range append(app.ProjectRoles(), app.ControllerRole()) {
+		if err := cp.ensureRole(ctx, role); err != nil {
+			return err
+		}
+	}
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: app.ControllerRole().Name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: app.ControllerRole().Name},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: v1alpha1.PlatformNamespace, Name: appController}},
+	}
+	if err := cp.ensure(ctx, binding); err != nil {
+		return err
+	}
+	return app.InstallDefinitions(ctx, cp.admin)
+}
+
+// ensureRole creates a role, or gives one that is there the rules of this version.
+func (cp *ControlPlane) ensureRole(ctx context.Context, role *rbacv1.ClusterRole) error {
+	there := &rbacv1.ClusterRole{}
+	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(role), there)
+	if apierrors.IsNotFound(err) {
+		return ctrlclient.IgnoreAlreadyExists(cp.admin.Create(ctx, role))
+	}
+	if err != nil || equality.Semantic.DeepEqual(there.Rules, role.Rules) {
+		return err
+	}
+	next := there.DeepCopy()
+	next.Rules = role.Rules
+	return cp.admin.Update(ctx, next)
+}
