@@ -64,6 +64,7 @@ type observed struct {
 	now      time.Time
 	ready    bool    // all its pods are
 	counts   *Counts // nil: nobody counts
+	blind    bool    // somebody does, and does not answer for the moment
 	restarts int     // of its containers
 	test     testState
 	intent   string
@@ -110,7 +111,7 @@ func stepCanary(at *v1alpha1.CanaryStatus, plan plannedRollout, o observed) (nex
 	due := next.Since.Add(plan.every)
 	switch {
 	case promoted:
-	case plan.every == 0, plan.test && o.test != testPassed:
+	case plan.every == 0, o.blind, plan.test && o.test != testPassed:
 		return next, canaryStay, "", "", 5 * time.Second
 	case o.now.Before(due):
 		return next, canaryStay, "", "", min(due.Sub(o.now), 5*time.Second)

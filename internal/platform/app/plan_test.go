@@ -39,6 +39,7 @@ func TestStepCanary(t *testing.T) {
 		"goes on after it":                    {at: at(0, 5), o: observed{counts: counted(200, 0)}, step: 1, weight: 50},
 		"goes on without a sample":            {at: at(0, 5), o: observed{counts: counted(3, 3)}, step: 1, weight: 50},
 		"goes on where nobody counts":         {at: at(0, 5), o: observed{}, step: 1, weight: 50},
+		"waits for who counts":                {at: at(0, 9), o: observed{blind: true}, weight: 5},
 		"too many errors":                     {at: at(1, 1), o: observed{counts: counted(200, 11)}, step: 1, weight: 50, move: canaryAbort, reason: v1alpha1.ReasonAnalysis},
 		"just few enough":                     {at: at(1, 1), o: observed{counts: counted(200, 10)}, step: 1, weight: 50},
 		"too slow":                            {at: at(1, 1), plan: func(p *plannedRollout) { p.p95 = 50 * time.Millisecond }, o: observed{counts: counted(200, 0)}, step: 1, weight: 50, move: canaryAbort, reason: v1alpha1.ReasonAnalysis},

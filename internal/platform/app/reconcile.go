@@ -195,6 +195,7 @@ func (c *Controller) move(ctx context.Context, v *view, prints map[string]string
 		if err == nil {
 			s.counts = &counts
 		} else if !errors.Is(err, ErrNoMetrics) {
+			s.blind = true
 			c.opts.Log.Debug("reading counts of a canary", "namespace", v.app.Namespace, "name", v.app.Name, "error", err)
 		}
 	}

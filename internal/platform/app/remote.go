@@ -72,10 +72,10 @@ func (a *API) metric(ctx context.Context, namespace, service, metric string) (fl
 	path := "/apis/custom.metrics.k8s.io/v1beta2/namespaces/" + namespace + "/services/" + service + "/" + metric
 	body, code, err := a.get(ctx, path)
 	switch {
-	case code == http.StatusNotFound && !strings.Contains(string(body), "page not found") && strings.Contains(string(body), `"details"`):
-		return 0, nil // served, and nothing was counted of this Service yet
-	case code == http.StatusNotFound, code == http.StatusServiceUnavailable, code == http.StatusForbidden:
-		return 0, ErrNoMetrics
+	case code == http.StatusNotFound && strings.Contains(string(body), `"details"`):
+		return 0, nil // served, and the Service is not there yet
+	case code == http.StatusNotFound, code == http.StatusForbidden:
+		return 0, ErrNoMetrics // what is served and does not answer for the moment is another error
 	case err != nil:
 		return 0, err
 	}
