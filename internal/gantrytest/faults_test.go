@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -26,13 +27,18 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/controller/autoscale"
 	"gantry.dev/gantry/internal/controller/controllertest"
 	"gantry.dev/gantry/internal/controller/disruption"
 	"gantry.dev/gantry/internal/controller/gc"
 	"gantry.dev/gantry/internal/controller/job"
+	"gantry.dev/gantry/internal/controller/protection"
+	"gantry.dev/gantry/internal/controller/service"
+	"gantry.dev/gantry/internal/controller/volume"
 	"gantry.dev/gantry/internal/controller/workload"
 	"gantry.dev/gantry/internal/events"
 	"gantry.dev/gantry/internal/informer"
+	"gantry.dev/gantry/internal/volume/local"
 )
 
 // The story that TestFaults tells: how long it takes, and the most that may be at a time.
@@ -41,6 +47,8 @@ const (
 	storySeeds  = "GANTRY_FAULT_SEEDS" // how many seeds; default 2
 	webReplicas = 4
 	webSurge    = 1
+	webLeast    = 2 // that a budget wants to be ready
+	autoMost    = 3
 )
 
 // TestFaults tells one story to control planes that fare ever worse, and wants the end to be the
@@ -58,7 +66,10 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	want := tellStory(t, controllertest.Faults{})
-	for _, must := range []string{"web: replicas 4 updated 4 available 4", "sum: Failed", "plain: Complete", "active 0, last 00:05:00"} {
+	for _, must := range []string{
+		"web: replicas 4 updated 4 available 4", "sum: Failed", "plain: Complete", "active 0, last 00:05:00", "agent: 2 ready, 2 updated",
+		"probe: 2 ready, 2 updated", "web has 4 endpoints", "claim data-db-2 Bound", "auto: 3 replicas wanted",
+	} {
 		if !strings.Contains(want, must) {
 			t.Fatalf("undisturbed, the story does not end with %q:\n%s", must, want)
 		}
@@ -68,7 +79,8 @@ func TestFaults(t *testing.T) {
 			"a crash after every write": {CrashEvery: 1},
 			"a crash now and then":      {CrashEvery: 5, Delay: time.Second, Duplicate: 0.3},
 			"lost and late events":      {Delay: 2 * time.Second, Drop: 0.3, Relist: 15 * time.Second, Duplicate: 0.2},
-			"everything":                {CrashEvery: 2, Delay: time.Second, Drop: 0.2, Relist: 5 * time.Second, Duplicate: 0.2},
+			"stale reads":               {Stale: 3 * time.Second},
+			"everything":                {CrashEvery: 2, Delay: time.Second, Drop: 0.2, Relist: 5 * time.Second, Duplicate: 0.2, Stale: 2 * time.Second},
 		} {
 			faults.Seed = uint64(seed) + 1
 			t.Run(fmt.Sprintf("%s, seed %d", name, faults.Seed), func(t *testing.T) {
@@ -93,6 +105,23 @@ func faultyControllers(c *Cluster) map[string]func(ctrlclient.Client, controller
 		return kinds
 	}
 	return map[string]maker{
+		"daemon-set-controller": func(c ctrlclient.Client, i controller.Informers, r *events.Recorder) (controllertest.Runner, error) {
+			return workload.NewDaemonSets(c, i, r, workload.Options{})
+		},
+		"endpointslice-controller": func(c ctrlclient.Client, i controller.Informers, r *events.Recorder) (controllertest.Runner, error) {
+			return service.New(c, i, r, service.Options{})
+		},
+		"persistent-volume-binder": func(c ctrlclient.Client, i controller.Informers, r *events.Recorder) (controllertest.Runner, error) {
+			return volume.NewBinder(c, i, r, volume.Options{})
+		},
+		"pvc-protection-controller": func(c ctrlclient.Client, i controller.Informers, _ *events.Recorder) (controllertest.Runner, error) {
+			return protection.New(c, i, protection.Options{Kind: protection.Claims})
+		},
+		"horizontal-pod-autoscaler": func(client ctrlclient.Client, i controller.Informers, _ *events.Recorder) (controllertest.Runner, error) {
+			config := c.Config("horizontal-pod-autoscaler", user.SystemPrivilegedGroup)
+			config.Transport = controllertest.Transport(client, config.Transport)
+			return autoscale.New(client, i, autoscale.Options{Config: config})
+		},
 		"deployment-controller": func(c ctrlclient.Client, i controller.Informers, r *events.Recorder) (controllertest.Runner, error) {
 			return workload.NewDeployments(c, i, r, workload.Options{})
 		},
@@ -124,8 +153,13 @@ func tellStory(t *testing.T, faults controllertest.Faults) (end string) {
 		for account := range faultyControllers(nil) {
 			accounts = append(accounts, account)
 		}
-		c := Start(t, Options{Nodes: 2, WithoutControllers: accounts})
+		load := &busy{}
+		c := Start(t, Options{Nodes: 2, WithoutControllers: accounts, Metrics: load})
 		defer c.Stop()
+		load.client.Store(&c.Client)
+		for _, node := range []string{"node-0", "node-1"} {
+			c.annotate(node, map[string]string{local.DirAnnotation: "/data/volumes"})
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		var lives atomic.Int64
@@ -166,9 +200,12 @@ type story struct {
 	t      *testing.T
 	faults controllertest.Faults
 
+	started int // pods
+
 	mu        sync.Mutex // guards the fields below
 	pods      map[types.UID]*corev1.Pod
 	succeeded map[string]map[types.UID]bool // job to its pods that ever succeeded
+	served    bool                          // all of web's pods were ready once
 }
 
 // watch checks the invariants at each change of a pod.
@@ -196,7 +233,7 @@ func (s *story) watch() (stop func()) {
 // checkLocked looks at what belongs together with a pod that has changed.
 func (s *story) checkLocked(changed *corev1.Pod) {
 	app := changed.Labels["app"]
-	active, names := 0, map[string]int{}
+	active, ready, names, nodes := 0, 0, map[string]int{}, map[string]int{}
 	for _, pod := range s.pods {
 		if pod.Labels["app"] != app {
 			continue
@@ -204,13 +241,39 @@ func (s *story) checkLocked(changed *corev1.Pod) {
 		if pod.DeletionTimestamp == nil && !over(pod) {
 			active++
 			names[pod.Name]++
+			if pod.Status.Phase == corev1.PodRunning {
+				nodes[pod.Spec.NodeName]++
+			}
+			if slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+			}) {
+				ready++
+			}
 		}
 	}
 	seed := s.faults.Seed
 	switch app {
 	case "web":
 		if active > webReplicas+webSurge {
-			s.t.Errorf("seed %d: %d pods of the deployment, want %d at most", seed, active, webReplicas+webSurge)
+			s.t.Errorf("seed %d, %s: %d pods of the deployment, want %d at most: %v", seed, time.Now().UTC().Format("04:05.000"), active, webReplicas+webSurge,
+				slices.Sorted(maps.Keys(names)))
+		}
+		if s.served = s.served || ready == webReplicas; s.served && ready < webLeast {
+			s.t.Errorf("seed %d: %d pods of the deployment are ready, its budget wants %d", seed, ready, webLeast)
+		}
+	case "agent", "probe":
+		most := 1
+		if app == "probe" { // its new pod is ready before the old one goes
+			most = 2
+		}
+		for node, n := range nodes {
+			if n > most {
+				s.t.Errorf("seed %d: %d pods of daemon set %s run on %s, want %d at most", seed, n, app, node, most)
+			}
+		}
+	case "auto":
+		if active > autoMost {
+			s.t.Errorf("seed %d: %d pods of what is scaled, want %d at most", seed, active, autoMost)
 		}
 	case "db":
 		for name, count := range names {
@@ -249,6 +312,16 @@ func (s *story) tell() {
 			s.change(&appsv1.Deployment{}, "web", func(obj ctrlclient.Object) {
 				obj.(*appsv1.Deployment).Spec.Template.Spec.Containers[0].Image = "example.test/app:2"
 			})
+		case 100, 102, 104, 106, 260:
+			s.evict("web")
+		case 200:
+			for _, name := range []string{"agent", "probe"} {
+				s.change(&appsv1.DaemonSet{}, name, func(obj ctrlclient.Object) {
+					obj.(*appsv1.DaemonSet).Spec.Template.Spec.Containers[0].Image = "example.test/app:2"
+				})
+			}
+		case 280:
+			s.evict("db")
 		case 150:
 			s.change(&appsv1.StatefulSet{}, "db", func(obj ctrlclient.Object) { *obj.(*appsv1.StatefulSet).Spec.Replicas = 2 })
 		case 330:
@@ -279,7 +352,11 @@ func (s *story) begin() {
 	for app, template := range map[string]*corev1.PodTemplateSpec{"sum": &sum.Spec.Template, "plain": &plain.Spec.Template, "tick": &tick.Spec.JobTemplate.Spec.Template} {
 		template.Labels = map[string]string{"app": app}
 	}
-	mustCreate(s.t, s.Cluster, web, db, sum, plain, tick, newBudget("web", intstr.FromInt32(2)))
+	claim, _ := claimed("data")
+	claim.Namespace = ""
+	db.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{*claim}
+	mustCreate(s.t, s.Cluster, web, db, sum, plain, tick, newBudget("web", intstr.FromInt32(webLeast)))
+	s.beginOthers()
 }
 
 // change is retried when a controller was faster.
@@ -337,7 +414,10 @@ func (s *story) act() {
 			}
 			_ = s.Client.Delete(ctx, pod, ctrlclient.GracePeriodSeconds(0))
 		case pod.Status.Phase != corev1.PodRunning:
-			next.Status.Phase = corev1.PodRunning
+			s.started++
+			next.Status.Phase, next.Status.PodIP = corev1.PodRunning, fmt.Sprintf("10.244.%d.%d", s.started/250, 1+s.started%250)
+			now := metav1.Now()
+			next.Status.PodIPs, next.Status.StartTime = []corev1.PodIP{{IP: next.Status.PodIP}}, &now
 			next.Status.Conditions = append(next.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()})
 			_ = s.Client.Status().Update(ctx, next)
 		case pod.Spec.RestartPolicy == corev1.RestartPolicyNever && time.Since(pod.CreationTimestamp.Time) > 10*time.Second:
@@ -416,6 +496,7 @@ func (s *story) end() string {
 	for _, pod := range pods.Items {
 		counts[fmt.Sprintf("%s %s, deleted %v, finalizers %v", pod.Labels["app"], pod.Status.Phase, pod.DeletionTimestamp != nil, pod.Finalizers)]++
 	}
+	s.endOthers(b)
 	var lines []string
 	for what, n := range counts {
 		lines = append(lines, fmt.Sprintf("%d pods of %s\n", n, what))

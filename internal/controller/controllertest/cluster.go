@@ -216,8 +216,13 @@ func (c *Cluster) rowsLocked(gvk schema.GroupVersionKind) []client.Object {
 	for _, r := range c.tables[gvk] {
 		rows = append(rows, r.obj)
 	}
-	slices.SortFunc(rows, func(a, b client.Object) int {
+	sortByKey(rows)
+	return rows
+}
+
+func sortByKey[T runtime.Object](objects []T) {
+	slices.SortFunc(objects, func(x, y T) int {
+		a, b := any(x).(client.Object), any(y).(client.Object)
 		return strings.Compare(a.GetNamespace()+"/"+a.GetName(), b.GetNamespace()+"/"+b.GetName())
 	})
-	return rows
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -23,6 +24,9 @@ type Faults struct {
 	Drop       float64       // share of objects whose events are lost until the next relist
 	Relist     time.Duration // what was lost comes within it
 	Duplicate  float64       // share of events that come twice
+	// Stale is how much Get and List may lag behind the writes of others; a controller's own writes are in what
+	// it reads, and so is what its handlers were told. Reads of untyped objects are never stale.
+	Stale time.Duration
 }
 
 // Runner is a controller.
@@ -47,6 +51,7 @@ func Live(ctx context.Context, c client.Client, informers controller.Informers, 
 		}
 		cancel()
 		f.relays.Wait()
+		f.endMirrors()
 		if err != nil && ctx.Err() == nil && life.Err() == nil {
 			return lives, err
 		}
@@ -67,13 +72,26 @@ type faulty struct {
 	crash     func()
 	relays    sync.WaitGroup
 
+	mirrorsMu sync.Mutex // guards mirrors
+	mirrors   map[schema.GroupVersionKind]*mirror
+
 	mu     sync.Mutex // guards the fields below
 	random *rand.Rand
 	writes int
 }
 
-// write makes a change, unless the controller is dead; it may be what it dies of.
-func (f *faulty) write(change func() error) error {
+func (f *faulty) endMirrors() {
+	f.mirrorsMu.Lock()
+	defer f.mirrorsMu.Unlock()
+	for _, m := range f.mirrors {
+		if m.end != nil {
+			m.end()
+		}
+	}
+}
+
+// write makes a change to obj, unless the controller is dead; it may be what it dies of.
+func (f *faulty) write(ctx context.Context, obj client.Object, change func() error) error {
 	if f.ctx.Err() != nil {
 		return errCrashed
 	}
@@ -89,6 +107,9 @@ func (f *faulty) write(change func() error) error {
 	if last {
 		f.crash()
 		return errCrashed
+	}
+	if err == nil && obj != nil {
+		f.reached(ctx, obj)
 	}
 	return err
 }
@@ -110,22 +131,22 @@ func (f *faulty) upTo(limit time.Duration) time.Duration {
 
 // Create implements client.Writer.
 func (f *faulty) Create(ctx context.Context, obj client.Object, opts ...client.CreateOption) error {
-	return f.write(func() error { return f.Client.Create(ctx, obj, opts...) })
+	return f.write(ctx, obj, func() error { return f.Client.Create(ctx, obj, opts...) })
 }
 
 // Update implements client.Writer.
 func (f *faulty) Update(ctx context.Context, obj client.Object, opts ...client.UpdateOption) error {
-	return f.write(func() error { return f.Client.Update(ctx, obj, opts...) })
+	return f.write(ctx, obj, func() error { return f.Client.Update(ctx, obj, opts...) })
 }
 
 // Patch implements client.Writer.
 func (f *faulty) Patch(ctx context.Context, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
-	return f.write(func() error { return f.Client.Patch(ctx, obj, patch, opts...) })
+	return f.write(ctx, obj, func() error { return f.Client.Patch(ctx, obj, patch, opts...) })
 }
 
 // Delete implements client.Writer.
 func (f *faulty) Delete(ctx context.Context, obj client.Object, opts ...client.DeleteOption) error {
-	return f.write(func() error { return f.Client.Delete(ctx, obj, opts...) })
+	return f.write(ctx, obj, func() error { return f.Client.Delete(ctx, obj, opts...) })
 }
 
 // Status implements client.Client.
@@ -143,17 +164,17 @@ type faultySub struct {
 
 // Create implements client.SubResourceWriter.
 func (s faultySub) Create(ctx context.Context, obj, sub client.Object, opts ...client.SubResourceCreateOption) error {
-	return s.f.write(func() error { return s.SubResourceClient.Create(ctx, obj, sub, opts...) })
+	return s.f.write(ctx, obj, func() error { return s.SubResourceClient.Create(ctx, obj, sub, opts...) })
 }
 
 // Update implements client.SubResourceWriter.
 func (s faultySub) Update(ctx context.Context, obj client.Object, opts ...client.SubResourceUpdateOption) error {
-	return s.f.write(func() error { return s.SubResourceClient.Update(ctx, obj, opts...) })
+	return s.f.write(ctx, obj, func() error { return s.SubResourceClient.Update(ctx, obj, opts...) })
 }
 
 // Patch implements client.SubResourceWriter.
 func (s faultySub) Patch(ctx context.Context, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
-	return s.f.write(func() error { return s.SubResourceClient.Patch(ctx, obj, patch, opts...) })
+	return s.f.write(ctx, obj, func() error { return s.SubResourceClient.Patch(ctx, obj, patch, opts...) })
 }
 
 // GetInformer implements controller.Informers.
@@ -228,10 +249,30 @@ func (r *relay) observe(obj client.Object, gone, first bool) {
 	})
 }
 
-// tell passes on what became of an object since the last time.
+// tell passes on what became of an object since the last time. What is read then is not older.
 func (r *relay) tell(key types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for r.f.faults.Stale > 0 {
+		old, current := r.told[key], r.latest[key]
+		r.mu.Unlock()
+		if show, gone := current, current == nil; show != nil || old != nil {
+			if gone {
+				show = old
+			}
+			if m, _ := r.f.mirrorOf(show); m != nil {
+				m.reach(r.f.ctx, show, gone)
+			}
+		}
+		r.mu.Lock()
+		if r.latest[key] == current {
+			break
+		}
+	}
+	r.passOnLocked(key)
+}
+
+func (r *relay) passOnLocked(key types.NamespacedName) {
 	delete(r.due, key)
 	old, current := r.told[key], r.latest[key]
 	switch {
