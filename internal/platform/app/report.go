@@ -35,7 +35,7 @@ const (
 func (c *Controller) report(ctx context.Context, v *view) error {
 	next := *v.app.Status.DeepCopy()
 	next.ObservedGeneration = v.app.Generation
-	next.Release, next.Latest = 0, next.Latest
+	next.Release = 0
 	if v.history.live != nil {
 		next.Release = v.history.live.Spec.Number
 	}
