@@ -321,12 +321,12 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, repo Repos
 		return tooLarge
 	}
 	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	m, doc, err := h.store.PutManifest(r.Context(), repo, tag, want, strings.TrimSpace(mediaType), data)
+	m, err := h.store.PutManifest(r.Context(), repo, tag, want, strings.TrimSpace(mediaType), data)
 	if err != nil {
 		return h.failed(r, err)
 	}
-	if doc.Subject != nil {
-		w.Header().Set("OCI-Subject", doc.Subject.Digest.String())
+	if m.Subject != "" {
+		w.Header().Set("OCI-Subject", m.Subject.String())
 	}
 	return created(w, "/v2/"+repo.Name+"/manifests/"+m.Digest.String(), m.Digest)
 }

@@ -38,7 +38,7 @@ func TestCrashPusher(t *testing.T) {
 			t.Fatal(err)
 		}
 		manifest := fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":"x","digest":%q,"size":%d},"layers":[]}`, d, len(data))
-		if _, _, err := store.PutManifest(t.Context(), repo, fmt.Sprintf("v%d", n), "", "application/vnd.oci.image.manifest.v1+json", []byte(manifest)); err != nil {
+		if _, err := store.PutManifest(t.Context(), repo, fmt.Sprintf("v%d", n), "", "application/vnd.oci.image.manifest.v1+json", []byte(manifest)); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Printf("pushed %d\n", n)

@@ -117,6 +117,7 @@ type Manifest struct {
 	MediaType string        `json:"mediaType"`
 	Digest    digest.Digest `json:"digest"`
 	Size      int64         `json:"size"`
+	Subject   digest.Digest `json:"subject,omitempty"` // the manifest that it is about
 	Pushed    time.Time     `json:"pushed"`
 	Data      []byte        `json:"-"`
 }
@@ -129,40 +130,43 @@ type tagFile struct {
 
 // PutManifest stores a manifest under its digest and, if given, a tag. What it is made of must be in the repository. want
 // is the digest that the client expects, or "". When it returns nil everything is on the disk.
-func (s *Store) PutManifest(ctx context.Context, repo Repository, tag string, want digest.Digest, mediaType string, data []byte) (Manifest, *document, error) {
+func (s *Store) PutManifest(ctx context.Context, repo Repository, tag string, want digest.Digest, mediaType string, data []byte) (Manifest, error) {
 	doc, err := parseManifest(mediaType, data)
 	if err != nil {
-		return Manifest{}, nil, err
+		return Manifest{}, err
 	}
 	d := digest.FromBytes(data)
 	if want != "" {
 		if d = want.Algorithm().FromBytes(data); d != want {
-			return Manifest{}, nil, fmt.Errorf("manifest: %w: what came is %s, not %s", ErrDigest, d, want)
+			return Manifest{}, fmt.Errorf("manifest: %w: what came is %s, not %s", ErrDigest, d, want)
 		}
 	}
 	m := Manifest{MediaType: doc.MediaType, Digest: d, Size: int64(len(data)), Pushed: s.opts.Now().UTC(), Data: data}
+	if doc.Subject != nil {
+		m.Subject = doc.Subject.Digest
+	}
 	if err := s.PutBlob(ctx, repo, d, m.Size, bytes.NewReader(data)); err != nil {
-		return Manifest{}, nil, err
+		return Manifest{}, err
 	}
 	s.marks.RLock()
 	defer s.marks.RUnlock()
 	if err := s.missing(repo, doc); err != nil {
-		return Manifest{}, nil, err
+		return Manifest{}, err
 	}
 	if doc.Subject != nil { // first: a referrer that is listed and not there is left out of lists
 		if err := s.putMark(s.mark(repo, referrerMarks, markName(doc.Subject.Digest), markName(d)), nil); err != nil {
-			return Manifest{}, nil, err
+			return Manifest{}, err
 		}
 	}
 	if err := s.putJSON(s.mark(repo, manifestMarks, markName(d)), m); err != nil {
-		return Manifest{}, nil, err
+		return Manifest{}, err
 	}
 	if tag != "" {
 		if err := s.putJSON(s.mark(repo, tagMarks, tag), tagFile{d, m.Pushed}); err != nil {
-			return Manifest{}, nil, err
+			return Manifest{}, err
 		}
 	}
-	return m, doc, nil
+	return m, nil
 }
 
 // missing says what a manifest refers to that the repository cannot serve. What is there counts as new, so that it stays

@@ -194,7 +194,7 @@ func (s *imageServer) pushImage(ctx context.Context, image, to string) (cli.Push
 		if i == len(files)-1 {
 			tag = ref.Tag
 		}
-		m, _, err := store.PutManifest(ctx, ref.Repository, tag, file.Descriptor.Digest, file.Descriptor.MediaType, data)
+		m, err := store.PutManifest(ctx, ref.Repository, tag, file.Descriptor.Digest, file.Descriptor.MediaType, data)
 		if err != nil {
 			return cli.Pushed{}, err
 		}

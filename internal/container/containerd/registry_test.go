@@ -73,7 +73,7 @@ func TestOwnRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := store.PutManifest(t.Context(), repo, "v1", "", manifest.Descriptor.MediaType, data); err != nil {
+	if _, err := store.PutManifest(t.Context(), repo, "v1", "", manifest.Descriptor.MediaType, data); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.Stat(files[0].Path)
