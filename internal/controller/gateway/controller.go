@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -47,7 +48,8 @@ type Controller struct {
 	objects *compile.Objects
 	last    *compile.Result
 
-	trouble []string // what the last event told; only Run touches it
+	trouble   []string // what the last event told; only Run touches it and the next
+	installed bool     // definitions were written by this process
 }
 
 // New checks opts and returns a Controller; call Run. The client must know the Gateway API's types.
@@ -93,6 +95,10 @@ func (c *Controller) Run(ctx context.Context) error {
 		if !c.insist(ctx, "writing the gateway's status", c.reconcile) || !lifecycle.Pause(ctx, c.opts.Interval) {
 			return nil
 		}
+		if c.installed { // reading definitions leaves megabytes behind, once in a cluster's life
+			c.installed = false
+			debug.FreeOSMemory()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -116,7 +122,7 @@ func (c *Controller) insist(ctx context.Context, doing string, try func(context.
 		if apierrors.IsConflict(err) {
 			level, delay = slog.LevelDebug, 50*time.Millisecond // the next look sees who was faster
 		}
-		c.log.Log(ctx, level, doing, "error", err)
+		c.log.Log(ctx, level, "the gateway's objects will be looked at again", "doing", doing, "error", err)
 		if !lifecycle.Pause(ctx, delay) {
 			return false
 		}
@@ -125,7 +131,9 @@ func (c *Controller) insist(ctx context.Context, doing string, try func(context.
 
 // prepare makes what every cluster with a gateway has.
 func (c *Controller) prepare(ctx context.Context) error {
-	if err := definitions.Install(ctx, c.client); err != nil {
+	wrote, err := definitions.Install(ctx, c.client)
+	c.installed = c.installed || wrote
+	if err != nil {
 		return err
 	}
 	return c.makeDefaults(ctx)

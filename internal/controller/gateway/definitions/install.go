@@ -28,7 +28,7 @@ const (
 )
 
 //go:embed *.json.gz LICENSE
-var files embed.FS //nolint:gochecknoglobals // embedding needs a variable
+var files embed.FS
 
 // group is the API group of all of them.
 const group = "gateway.networking.k8s.io"
@@ -40,12 +40,14 @@ func kinds() map[string]string {
 }
 
 // Install makes the definitions that are absent, renews those of the standard channel that are
-// older, leaves all others alone, and waits until each kind is served.
-func Install(ctx context.Context, c client.Client) error {
+// older, leaves all others alone, and waits until each kind is served. It reports whether it wrote any.
+func Install(ctx context.Context, c client.Client) (wrote bool, err error) {
 	for name := range kinds() {
-		if err := install(ctx, c, name); err != nil {
-			return fmt.Errorf("installing the definition of %s.%s: %w", name, group, err)
+		one, err := install(ctx, c, name)
+		if err != nil {
+			return wrote, fmt.Errorf("installing the definition of %s.%s: %w", name, group, err)
 		}
+		wrote = wrote || one
 	}
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
@@ -57,33 +59,33 @@ func Install(ctx context.Context, c client.Client) error {
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("waiting until %s.%s is served: %w", name, group, err)
+				return wrote, fmt.Errorf("waiting until %s.%s is served: %w", name, group, err)
 			case <-ticker.C:
 			}
 		}
 	}
-	return nil
+	return wrote, nil
 }
 
-func install(ctx context.Context, c client.Client, name string) error {
+func install(ctx context.Context, c client.Client, name string) (wrote bool, err error) {
 	there := &metav1.PartialObjectMetadata{}
 	there.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
-	err := c.Get(ctx, client.ObjectKey{Name: name + "." + group}, there)
+	err = c.Get(ctx, client.ObjectKey{Name: name + "." + group}, there)
 	if err == nil && !older(there.Annotations) {
-		return nil
+		return false, nil
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		return err
+		return false, err
 	}
 	want, readErr := read(name)
 	if readErr != nil {
-		return readErr
+		return false, readErr
 	}
 	if err != nil {
-		return client.IgnoreAlreadyExists(c.Create(ctx, want))
+		return true, client.IgnoreAlreadyExists(c.Create(ctx, want))
 	}
 	want.SetResourceVersion(there.ResourceVersion)
-	return c.Update(ctx, want)
+	return true, c.Update(ctx, want)
 }
 
 // older reports whether a definition is an earlier release of ours: one of the experimental

@@ -4,10 +4,10 @@ import gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 // Names by which objects choose Gantry's gateway.
 const (
-	Controller        gatewayv1.GatewayController = "gantry.dev/gateway" // of GatewayClasses
-	IngressController                             = "gantry.dev/ingress" // of IngressClasses
-	Namespace                                     = "gantry-system"
-	ClassName                                     = "gantry" // of the GatewayClass, the IngressClass and the Gateway that every cluster has
+	Controller        = gatewayv1.GatewayController("gantry.dev/gateway") // of GatewayClasses
+	IngressController = "gantry.dev/ingress"                              // of IngressClasses
+	Namespace         = "gantry-system"
+	ClassName         = "gantry" // of the GatewayClass, the IngressClass and the Gateway that every cluster has
 )
 
 // Listener names of Ingress.
