@@ -70,7 +70,7 @@ func (n *node) buildBuilds() error {
 		return err
 	}
 	controller, err := build.New(reader, informers, build.Options{
-		Builder: engine, Images: n.opts.controlPlane.buildImages, LogDir: c.Path("log", "builds"), DiskDir: c.DataDir,
+		Builder: engine, Images: n.buildImages, LogDir: c.Path("log", "builds"), DiskDir: c.DataDir,
 		Node: n.opts.identity.Name, Log: n.opts.logger,
 	})
 	if err != nil {
@@ -126,11 +126,22 @@ func (cp *ControlPlane) bootstrapBuilds(ctx context.Context) error {
 	})
 }
 
-// buildImages is the registry as the builds of a project may use it: they write to their project and read what its default
+// buildImages is what the builds of a project may read and write: the registry with their rights, and images that somebody
+// loaded on this node.
+func (n *node) buildImages(namespace, _ string) build.Images {
+	return build.Images{
+		Registry: n.opts.controlPlane.buildRegistry(namespace),
+		Node: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n.runtime.ServeLoaded(w, r, strings.TrimPrefix(r.URL.Path, job.NodePath+"/"))
+		}),
+	}
+}
+
+// buildRegistry is the registry as the builds of a project may use it: they write to their project and read what its default
 // service account may read.
-func (cp *ControlPlane) buildImages(namespace, _ string) build.Images {
+func (cp *ControlPlane) buildRegistry(namespace string) http.Handler {
 	builder := &user.DefaultInfo{Name: builderUser, Groups: []string{user.AllAuthenticated}}
-	return build.Images{Registry: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		project, app := projectOf(r.URL.Path)
 		reads := r.Method == http.MethodGet || r.Method == http.MethodHead
 		if project != "" && project != namespace && (!reads || !cp.mayPull(r.Context(), namespace, project, app)) {
@@ -149,7 +160,7 @@ func (cp *ControlPlane) buildImages(namespace, _ string) build.Images {
 		inner.RemoteAddr, inner.Host = "", job.RegistryHost
 		inner.Header.Del("Authorization")
 		cp.handler.ServeHTTP(w, inner)
-	})}
+	})
 }
 
 // projectOf is the project and the application of a path below /v2/; "" for /v2/ itself.

@@ -179,6 +179,7 @@ func (r *Runtime) importOne(ctx context.Context, target ocispec.Descriptor, opts
 	}
 	for name := range names {
 		img := images.Image{Name: name, Target: target, Labels: imageLabels(opts.Pinned)}
+		img.Labels[loadedLabel] = "true"
 		if err := r.putImage(ctx, img); err != nil {
 			return container.Image{}, err
 		}
