@@ -44,7 +44,7 @@ type EngineOptions struct {
 	DNS         []string      // name servers; empty are the machine's
 	Idle        time.Duration // without a build until the process ends; default 1 minute
 	MemoryBytes int64         // limit of the cgroup; default half of what is free when the process starts
-	CPUWeight   int64         // cpu.shares of the cgroup; default 256, a quarter of the usual
+	CPUWeight   int64         // cpu.shares of the cgroup; default 512, half of the usual
 	CacheBytes  int64         // default 10 GiB or a tenth of the disk, whichever is less
 	Bases       map[string]string
 	Log         *slog.Logger // default: discards
@@ -78,7 +78,7 @@ func NewEngine(opts EngineOptions) (*Engine, error) {
 	}
 	opts.Cgroup = cmp.Or(opts.Cgroup, cgroupName(opts.Dir))
 	opts.Idle = cmp.Or(opts.Idle, time.Minute)
-	opts.CPUWeight = cmp.Or(opts.CPUWeight, 256)
+	opts.CPUWeight = cmp.Or(opts.CPUWeight, 512)
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}

@@ -72,6 +72,7 @@ func newBench(t *testing.T, change func(*build.EngineOptions)) *bench {
 	b := &bench{t: t, opts: build.EngineOptions{
 		Program: paths[programs.Build], Runc: paths[programs.Runc], Static: paths[programs.Static],
 		Dir: t.TempDir(), RunDir: run, CacheBytes: 2 << 30, MemoryBytes: 2 << 30,
+		CPUWeight: 8192, // tests do not wait for what else the machine does
 	}}
 	if own := os.Getenv("GANTRY_BUILD_PROGRAM"); own != "" { // a fresh one, before it is embedded
 		b.opts.Program = own
