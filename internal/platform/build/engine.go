@@ -40,7 +40,7 @@ type EngineOptions struct {
 	RunDir  string // for sockets; keep it short
 	// Cgroup is the name of the own cgroup; default "gantry-build-" and a hash of Dir, so that nodes on one machine differ.
 	Cgroup      string
-	Network     Network       // nil has no network at all
+	Network     Network       `json:"-"` // nil has no network at all
 	DNS         []string      // name servers; empty are the machine's
 	Idle        time.Duration // without a build until the process ends; default 1 minute
 	MemoryBytes int64         // limit of the cgroup; default half of what is free when the process starts

@@ -5,8 +5,13 @@ package build_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net/http/httputil"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -121,6 +126,85 @@ func workerOf(t *testing.T, cgroup string) int {
 	}
 	t.Fatal("there is no building process")
 	return 0
+}
+
+// helperEnv makes the test program one that builds until it is killed.
+const helperEnv = "GANTRY_BUILD_TEST_DIR"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(helperEnv); dir != "" {
+		os.Exit(helper(dir))
+	}
+	os.Exit(m.Run())
+}
+
+// helper runs an engine and a step that sleeps.
+func helper(dir string) int {
+	var opts build.EngineOptions
+	data, err := os.ReadFile(filepath.Join(dir, "options.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &opts)
+	}
+	if err != nil {
+		return 1
+	}
+	var request job.Request
+	if data, err = os.ReadFile(filepath.Join(dir, "request.json")); err == nil {
+		err = json.Unmarshal(data, &request)
+	}
+	engine, newErr := build.NewEngine(opts)
+	target, urlErr := url.Parse(os.Getenv("GANTRY_BUILD_TEST_REGISTRY"))
+	if errors.Join(err, newErr, urlErr) != nil {
+		return 1
+	}
+	go func() { _ = engine.Run(context.Background()) }()
+	_, err = engine.Build(context.Background(), request, build.Images{Registry: httputil.NewSingleHostReverseProxy(target)}, func(e job.Event) {
+		if e.Type == job.Log && e.Text == "sleeping" {
+			_ = os.WriteFile(filepath.Join(dir, "sleeping"), nil, 0o600)
+		}
+	})
+	fmt.Println(err)
+	return 1
+}
+
+// TestParentKilled kills what plays gantry in the middle of a step.
+func TestParentKilled(t *testing.T) {
+	b := newBench(t, func(o *build.EngineOptions) { o.Cgroup = cgroupOfTest + "-parent" })
+	b.stop()
+	b.base("base/busybox")
+	mark := "mark-" + strconv.Itoa(os.Getpid()) + "-parent"
+	dir := t.TempDir()
+	for file, value := range map[string]any{"options.json": b.opts, "request.json": job.Request{Repository: shop, App: "web", Source: b.upload(sleeping(mark))}} {
+		data, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), helperEnv+"="+dir, "GANTRY_BUILD_TEST_REGISTRY="+b.server.URL)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the step runs", func() bool { _, err := os.Stat(filepath.Join(dir, "sleeping")); return err == nil })
+	if len(processes(t, mark)) == 0 {
+		t.Error("the step's process was not found")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	eventually(t, "no process is left", func() bool { return len(processes(t, mark))+len(processes(t, b.opts.Dir)) == 0 })
+	for _, trace := range traces(t, b.opts.Cgroup, b.opts.Dir) {
+		if !strings.HasPrefix(trace, "/sys/fs/cgroup/") { // empty groups, which the next start takes away
+			t.Errorf("left after the kill: %s", trace)
+		}
+	}
+	b.start()
+	eventually(t, "the next start takes the rest away", func() bool { return len(traces(t, b.opts.Cgroup, b.opts.Dir)) == 0 })
 }
 
 // TestCanceled ends a build by its context.
