@@ -61,10 +61,7 @@ type Controller struct {
 }
 
 // running is a build in this process.
-type running struct {
-	uid    string
-	cancel context.CancelCauseFunc
-}
+type running struct{ cancel context.CancelCauseFunc }
 
 // Why a build ends before its end.
 var (
@@ -232,7 +229,7 @@ func (c *Controller) run(ctx context.Context, key controller.Key) error {
 		return err
 	}
 	status := &reporter{controller: c, obj: obj, uid: uid}
-	status.change(ctx, true, func(s *v1alpha1.BuildStatus) {
+	status.show(ctx, true, func(s *v1alpha1.BuildStatus) {
 		*s = v1alpha1.BuildStatus{Phase: v1alpha1.BuildRunning, Node: c.opts.Node, Started: now()}
 	})
 	limited, cancel := context.WithTimeoutCause(ctx, c.opts.Timeout, errTimeout)
@@ -362,10 +359,17 @@ func (r *reporter) event(event job.Event) {
 	defer cancel()
 	switch event.Type {
 	case job.Found:
-		r.change(ctx, true, func(s *v1alpha1.BuildStatus) { s.Kind, s.Found, s.Processes = event.Kind, event.Text, event.Processes })
+		r.show(ctx, true, func(s *v1alpha1.BuildStatus) { s.Kind, s.Found, s.Processes = event.Kind, event.Text, event.Processes })
 	case job.Step:
 		r.step = event.Text
-		r.change(ctx, false, func(*v1alpha1.BuildStatus) {})
+		r.show(ctx, false, func(*v1alpha1.BuildStatus) {})
+	}
+}
+
+// show is change for what a later write makes good.
+func (r *reporter) show(ctx context.Context, atOnce bool, change func(*v1alpha1.BuildStatus)) {
+	if err := r.change(ctx, atOnce, change); err != nil {
+		r.controller.opts.Log.Debug("cannot show how far a build is", "error", err)
 	}
 }
 
@@ -378,7 +382,6 @@ func (r *reporter) change(ctx context.Context, atOnce bool, change func(*v1alpha
 	next.Status.Step = cmp.Or(r.step, next.Status.Step)
 	change(&next.Status)
 	if err := r.controller.client.Status().Patch(ctx, next, client.MergeFrom(r.obj)); err != nil {
-		r.controller.opts.Log.Debug("cannot write the status of a build", "error", err)
 		return fmt.Errorf("writing the status of a build: %w", err)
 	}
 	r.obj, r.written = next, time.Now()
