@@ -37,7 +37,7 @@ const (
 
 // parts are the names that -only takes.
 func parts() []string {
-	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge}
+	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge, partGateway}
 }
 
 // bench is one run.
@@ -53,6 +53,9 @@ type bench struct {
 
 // run measures what opts ask for, prints the table to out and the progress to progress.
 func run(ctx context.Context, opts options, out, progress io.Writer) (err error) {
+	if slices.Equal(opts.only, []string{partGateway}) {
+		return measureGateway(ctx, opts, out)
+	}
 	dir, err := os.MkdirTemp("", "gbench")
 	if err != nil {
 		return fmt.Errorf("make a folder: %w", err)

@@ -320,7 +320,7 @@ func (f *fast) fail(a *answer) outcome {
 }
 
 // errClientGone says that there is nobody left to answer.
-var errClientGone = errors.New("the client has gone") //nolint:gochecknoglobals // a sentinel
+var errClientGone = errors.New("the client has gone")
 
 // patient reads from a backend for as long as the client is there.
 type patient struct {

@@ -457,7 +457,10 @@ func TestServerSentEvents(t *testing.T) {
 
 func TestPods(t *testing.T) {
 	t.Run("one that is killed costs nothing", func(t *testing.T) {
-		slowly := func(w http.ResponseWriter, r *http.Request) { time.Sleep(time.Millisecond); echo(w, r) }
+		slowly := func(w http.ResponseWriter, r *http.Request) {
+			<-time.After(time.Millisecond) // so that some are under way at the kill
+			echo(w, r)
+		}
 		good := backend(t, slowly)
 		victim := httptest.NewServer(http.HandlerFunc(slowly))
 		r := start(t, nil, good, victim.Listener.Addr().String())

@@ -332,7 +332,7 @@ type watchedBody struct {
 }
 
 // errTooLarge ends a body that is larger than the limit.
-var errTooLarge = errors.New("the body is larger than the limit") //nolint:gochecknoglobals // a sentinel
+var errTooLarge = errors.New("the body is larger than the limit")
 
 // Read waits for the next piece for the stall's time at most.
 func (b *watchedBody) Read(p []byte) (int, error) {
