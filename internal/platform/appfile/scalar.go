@@ -342,3 +342,9 @@ func toAny(words []string) []any {
 	}
 	return out
 }
+
+// CheckDomain says whether a host name can be one of an application.
+func CheckDomain(name string) error {
+	_, err := domain().scalar.read(name)
+	return err
+}

@@ -170,7 +170,7 @@ func (e *Engine) followBuild(ctx context.Context, build *v1alpha1.Build) (image 
 	}()
 	key := client.ObjectKeyFromObject(build)
 	step := ""
-	err = e.cluster.await(ctx, build.Namespace, &v1alpha1.BuildList{}, func() (bool, error) {
+	err = e.cluster.Await(ctx, build.Namespace, &v1alpha1.BuildList{}, func() (bool, error) {
 		if err := e.cluster.Client.Get(ctx, key, build); err != nil {
 			return false, Reached("ask about the build", err)
 		}
@@ -237,7 +237,7 @@ type logLine struct {
 func (e *Engine) buildLog(ctx context.Context, build *v1alpha1.Build, tail *tailLines) {
 	path := fmt.Sprintf("/apis/build.gantry.dev/v1alpha1/namespaces/%s/builds/%s/log?follow=true", build.Namespace, build.Name)
 	for range 100 {
-		body, err := e.cluster.open(ctx, path)
+		body, err := e.cluster.Open(ctx, path)
 		if err != nil {
 			select {
 			case <-ctx.Done():

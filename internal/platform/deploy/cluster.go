@@ -3,6 +3,7 @@ package deploy
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -66,4 +67,22 @@ func mapper() meta.RESTMapper {
 	add(appsv1.SchemeGroupVersion, meta.RESTScopeNamespace, "Deployment", "ReplicaSet")
 	add(batchv1.SchemeGroupVersion, meta.RESTScopeNamespace, "Job", "CronJob")
 	return m
+}
+
+// StreamURL is where a program in a pod is reached: kind is exec or attach.
+func (c *Cluster) StreamURL(pod *corev1.Pod, kind string, options corev1.PodExecOptions) (*url.URL, error) {
+	query := url.Values{"container": {options.Container}}
+	for name, on := range map[string]bool{"stdin": options.Stdin, "stdout": options.Stdout, "stderr": options.Stderr, "tty": options.TTY} {
+		if on {
+			query.Set(name, "true")
+		}
+	}
+	for _, word := range options.Command {
+		query.Add("command", word)
+	}
+	address, err := c.url(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s/%s?%s", pod.Namespace, pod.Name, kind, query.Encode()))
+	if err != nil {
+		return nil, err
+	}
+	return url.Parse(address)
 }

@@ -194,6 +194,9 @@ func sameContent(a, b *v1alpha1.AppSpec) bool {
 	return equality.Semantic.DeepEqual(content(a), content(b))
 }
 
+// MakesRelease says whether a change of a spec is one that makes a release.
+func MakesRelease(before, after *v1alpha1.AppSpec) bool { return !sameContent(before, after) }
+
 // content is what of a spec makes a release.
 func content(spec *v1alpha1.AppSpec) *v1alpha1.AppSpec {
 	out := spec.DeepCopy()

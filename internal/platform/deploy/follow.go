@@ -19,8 +19,8 @@ import (
 // lookAgain is how often is looked without an event: a watch may be cut off, or not be allowed.
 const lookAgain = time.Second
 
-// await calls look until it is done: at once, at each event of the kind in the project, and now and then.
-func (c *Cluster) await(ctx context.Context, project string, list client.ObjectList, look func() (bool, error)) error {
+// Await calls look until it is done: at once, at each event of the kind in the project, and now and then.
+func (c *Cluster) Await(ctx context.Context, project string, list client.ObjectList, look func() (bool, error)) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var events <-chan struct{}
@@ -77,6 +77,7 @@ type target struct {
 	id         string // of the deploy
 	generation int64  // that the deploy made of the App
 	number     int64  // instead of id
+	past       int32  // the first step of a canary that ends the watching
 }
 
 // Follow watches a release until it is live or ended. Number 0 is the newest.
@@ -111,7 +112,7 @@ func (e *Engine) FollowChange(ctx context.Context, app *v1alpha1.App, timeout ti
 func (e *Engine) follow(ctx context.Context, t target, result Result) (Result, error) {
 	f := &follower{engine: e, target: t, result: result}
 	f.done = e.step("release", "releasing")
-	err := e.cluster.await(ctx, t.key.Namespace, &v1alpha1.ReleaseList{}, func() (bool, error) { return f.look(ctx) })
+	err := e.cluster.Await(ctx, t.key.Namespace, &v1alpha1.ReleaseList{}, func() (bool, error) { return f.look(ctx) })
 	if err != nil && errors.Is(context.Cause(ctx), errTimeout) {
 		out := failure(CodeTimeout, "Timeout", "%s is still on its way: %s", nameOf(f.result), cmp.Or(f.said, "waiting"))
 		err = out.try(fmt.Sprintf("go on watching: gantry release show v%d -a %s --follow", f.result.Release, t.key.Name), "give it up: gantry abort -a "+t.key.Name)
@@ -165,7 +166,7 @@ func (f *follower) look(ctx context.Context) (bool, error) {
 	case v1alpha1.ReleaseSuperseded, v1alpha1.ReleaseFailed, v1alpha1.ReleaseAborted:
 		return true, releaseFailure(release, serving(releases))
 	case v1alpha1.ReleaseCanary:
-		if canary := release.Status.Canary; canary != nil && canary.Waits {
+		if canary := release.Status.Canary; canary != nil && canary.Waits && canary.Step >= f.target.past {
 			f.result.URLs = app.Status.URLs
 			f.done("v%d gets %d %% of the requests and waits: gantry promote, or gantry abort", release.Spec.Number, canary.Weight)
 			return true, nil
@@ -257,4 +258,16 @@ func progressText(progress map[string]v1alpha1.ProcessStatus) string {
 		return ""
 	}
 	return ": " + strings.Join(parts, ", ") + " ready"
+}
+
+// FollowIntent watches a release that was asked to go on or to end. A canary that waits at the step it was asked at is still on
+// its way.
+func (e *Engine) FollowIntent(ctx context.Context, key types.NamespacedName, asked *v1alpha1.Release, timeout time.Duration) (Result, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, cmp.Or(timeout, defaultTimeout), errTimeout)
+	defer cancel()
+	t := target{key: key, number: asked.Spec.Number}
+	if asked.Status.Canary != nil {
+		t.past = asked.Status.Canary.Step + 1
+	}
+	return e.follow(ctx, t, Result{App: key.Name, Project: key.Namespace})
 }

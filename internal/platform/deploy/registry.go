@@ -38,8 +38,8 @@ type descriptor struct {
 	Digest    string `json:"digest"`
 }
 
-// open asks for a path of the API and returns the answer's body.
-func (c *Cluster) open(ctx context.Context, path string) (io.ReadCloser, error) {
+// Open asks for a path of the API and returns the answer's body.
+func (c *Cluster) Open(ctx context.Context, path string) (io.ReadCloser, error) {
 	response, err := c.ask(ctx, http.MethodGet, path, "", 0, nil)
 	if err != nil {
 		return nil, err

@@ -327,3 +327,19 @@ func (f sentFS) ReadDir(name string) ([]fs.DirEntry, error) {
 	entries, err := fs.ReadDir(f.FS, name)
 	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !f.known[path.Join(name, e.Name())] }), err
 }
+
+// Origin is where a folder comes from: its repository's address, or the machine and folder.
+func Origin(folder, host string) string {
+	if real, err := filepath.EvalSymlinks(folder); err == nil {
+		folder = real
+	}
+	s := &scan{tree: &Tree{}}
+	if repo, err := openRepository(folder); err == nil && repo != nil && repo.remote != "" {
+		repo.commit = "" // the files are not looked at
+		s.repo = repo
+		if s.describe(context.Background()) == nil {
+			return s.tree.Origin
+		}
+	}
+	return host + ":" + filepath.ToSlash(folder)
+}
