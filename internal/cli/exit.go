@@ -3,6 +3,8 @@ package cli
 import (
 	"errors"
 	"fmt"
+
+	"gantry.dev/gantry/internal/platform/deploy"
 )
 
 // Exit codes; the grammar of the command line fixes them.
@@ -10,16 +12,24 @@ const (
 	exitOther       = 1
 	exitUsage       = 2
 	exitBuild       = 3
+	exitTimeout     = 7
 	exitUnreachable = 8
+	exitRun         = 125 // "run" and "exec" themselves went wrong, not the program
 )
 
-// exitError gives an error an exit code of its own.
+// exitError gives an error an exit code of its own. Without an error it is the code of a program that was run, which has said
+// itself what was wrong.
 type exitError struct {
 	code int
 	err  error
 }
 
-func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
 func (e *exitError) Unwrap() error { return e.err }
 
 // usage makes an error for wrong arguments, files or settings.
@@ -41,6 +51,9 @@ func codeOf(err error) int {
 	}
 	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.code
+	}
+	if e, ok := errors.AsType[*deploy.Error](err); ok {
+		return int(e.Code)
 	}
 	return exitOther
 }

@@ -1,11 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,74 +34,62 @@ func WrongInput(err error) error { return withCode(exitUsage, err) }
 // Unreachable gives an error of a cluster that cannot be asked its exit code.
 func Unreachable(err error) error { return withCode(exitUnreachable, err) }
 
-const planLong = `Say what a manifest would do, without doing it.
+const planLong = `Say what a deploy would change, or with -f what a manifest would do, without doing it.
 
-The cluster checks the documents as a dry run. Then they are applied to a copy of the cluster in memory, on which the real
+Without -f the application's spec is compared with what a deploy of this folder, PATH, an IMAGE or a Compose file would write; the
+cluster checks it as a dry run.
+
+With -f the cluster checks the documents as a dry run. Then they are applied to a copy of the cluster in memory, on which the real
 controllers and the real scheduler work; pods that get a node run at once. What changed in the copy is printed: which objects
 and pods would be created, changed, moved, preempted or deleted, and which pods no node would take.`
 
 func (a *app) planCommand() *cobra.Command {
-	var file, project string
-	var timeout time.Duration
-	cmd := &cobra.Command{
-		Use: "plan -f FILE", Short: "Say what a manifest would do, on a copy of the cluster", Long: planLong, GroupID: groupApplication, Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if file == "" {
-				return usage("say which manifest: plan -f FILE, or -f - for standard input")
+	f := &deployFlags{}
+	var file string
+	cmd := f.register(&cobra.Command{
+		Use: "plan [PATH|IMAGE|compose.yaml] [-f FILE]", Short: "Say what deploy would change, or a manifest (-f)", Long: planLong,
+		Args: atMostOne("PATH, IMAGE or Compose file"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case file == "":
+				return a.planDeploy(cmd, f, first(args))
+			case len(args) > 0:
+				return usage("a plan is about %s or about the manifest %s, not both", args[0], file)
+			case a.backend.Plan == nil:
+				return usage("this program is for clients: plan -f needs one that can be a server")
 			}
-			documents := a.env.Stdin
-			if file != "-" {
-				opened, err := os.Open(file)
-				if err != nil {
-					return usage("open the manifest: %w", err)
-				}
-				defer func() { _ = opened.Close() }()
-				documents = opened
-			}
-			cluster, err := a.cluster(cmd)
-			if err != nil {
-				return err
-			}
-			answer, err := a.backend.Plan(cmd.Context(), PlanRequest{
-				Cluster: cluster, Project: project, Documents: documents, Timeout: timeout, Progress: a.progress,
-			})
-			if err != nil {
-				return err
-			}
-			return a.printAnswer(answer)
+			return a.planManifest(cmd, f, file)
 		},
-	}
+	})
+	f.registerSource(cmd)
+	cmd.Flags().BoolVar(&f.takeOver, "take-over", false, "plan for an application that came from elsewhere")
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the manifest, YAML or JSON; - reads standard input")
-	cmd.Flags().StringVarP(&project, "project", "p", "default", "the namespace of objects that name none")
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "look at the copy after so long, whether it has come to rest or not")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "with -f: look at the copy after so long, whether it has come to rest or not")
 	return cmd
 }
 
-func (a *app) whyCommand() *cobra.Command {
-	var project string
-	cmd := &cobra.Command{
-		Use: "why TYPE/NAME", Short: "Explain why a pod is where it is, or nowhere", GroupID: groupApplication, Args: exactArgs("a TYPE/NAME, such as pod/web-1,"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, name, found := strings.Cut(args[0], "/")
-			if !found || name == "" {
-				return usage("%q is no TYPE/NAME, such as pod/web-1", args[0])
-			}
-			if !slices.Contains([]string{"pod", "pods", "po"}, kind) {
-				return usage("%s", suggest(fmt.Sprintf("nothing is known about a %q", kind), kind, []string{"pod"}, "there is: pod"))
-			}
-			cluster, err := a.cluster(cmd)
-			if err != nil {
-				return err
-			}
-			answer, err := a.backend.WhyPod(cmd.Context(), cluster, project, name)
-			if err != nil {
-				return err
-			}
-			return a.printAnswer(answer)
-		},
+func (a *app) planManifest(cmd *cobra.Command, f *deployFlags, file string) error {
+	documents := a.env.Stdin
+	if file != "-" {
+		opened, err := os.Open(file)
+		if err != nil {
+			return usage("open the manifest: %w", err)
+		}
+		defer func() { _ = opened.Close() }()
+		documents = opened
 	}
-	cmd.Flags().StringVarP(&project, "project", "p", "default", "the pod's namespace")
-	return cmd
+	t := &appTarget{context: f.context}
+	cluster, err := a.clusterOf(cmd, t)
+	if err != nil {
+		return err
+	}
+	answer, err := a.backend.Plan(cmd.Context(), PlanRequest{
+		Cluster: cluster, Project: cmp.Or(f.project, defaultProject), Documents: documents, Timeout: f.timeout, Progress: a.progress,
+	})
+	if err != nil {
+		return err
+	}
+	return a.printAnswer(answer)
 }
 
 // cluster is how to reach the cluster of the kubeconfig.

@@ -73,10 +73,8 @@ func (a *app) root() *cobra.Command {
 	if a.backend.Images != nil {
 		root.AddCommand(a.imageCommand())
 	}
-	if a.backend.Plan != nil {
-		root.AddGroup(&cobra.Group{ID: groupApplication, Title: "Application:"})
-		root.AddCommand(a.planCommand(), a.whyCommand())
-	}
+	root.AddGroup(&cobra.Group{ID: groupApplication, Title: "Application (this folder's, or APP, or -a APP):"})
+	root.AddCommand(a.applicationCommands()...)
 	return root
 }
 

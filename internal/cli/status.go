@@ -43,10 +43,14 @@ type deploymentStatus struct {
 }
 
 func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show the cluster in one screen", GroupID: groupCluster, Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			restConfig, err := a.cluster(cmd)
+	f := &appFlags{}
+	cmd := f.register(&cobra.Command{
+		Use: "status [APP]", Short: "Show the cluster in one screen, or one application", Args: atMostOne("APP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 || f.app != "" {
+				return a.appStatus(cmd, f, first(args))
+			}
+			restConfig, err := a.clusterOf(cmd, &appTarget{context: f.context})
 			if err != nil {
 				return err
 			}
@@ -61,7 +65,9 @@ func (a *app) statusCommand() *cobra.Command {
 			}
 			return a.printTable(statusRows(doc))
 		},
-	}
+	})
+	cmd.GroupID = groupCluster
+	return cmd
 }
 
 func readStatus(ctx context.Context, restConfig *rest.Config) (statusDocument, error) {

@@ -20,12 +20,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// busy is a gateway that counts 100 requests a second for default/web.
-type busy struct{}
+// counting is a gateway that counts 100 requests a second for default/web.
+type counting struct{}
 
-func (busy) Names() []string { return []string{"requests_per_second", "requests_total"} }
+func (counting) Names() []string { return []string{"requests_per_second", "requests_total"} }
 
-func (busy) Value(_ context.Context, service types.NamespacedName, _ string) (float64, time.Time, time.Duration, error) {
+func (counting) Value(_ context.Context, service types.NamespacedName, _ string) (float64, time.Time, time.Duration, error) {
 	if service.String() != "default/web" {
 		return 0, time.Now(), 0, fmt.Errorf("nobody counts %s", service)
 	}
@@ -35,7 +35,7 @@ func (busy) Value(_ context.Context, service types.NamespacedName, _ string) (fl
 // TestAutoscalerByRequests: an autoscaler counts with a metric of a Service that gateways measure.
 func TestAutoscalerByRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := Start(t, Options{CustomMetrics: busy{}})
+		c := Start(t, Options{CustomMetrics: counting{}})
 		defer c.Stop()
 		labels := map[string]string{"app": "web"}
 		deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: appsv1.DeploymentSpec{
@@ -72,7 +72,7 @@ func TestAutoscalerByRequests(t *testing.T) {
 
 // TestCustomMetricsPaths holds what clients see of custom.metrics.k8s.io.
 func TestCustomMetricsPaths(t *testing.T) {
-	c := Start(t, Options{CustomMetrics: busy{}, NoScheduler: true})
+	c := Start(t, Options{CustomMetrics: counting{}, NoScheduler: true})
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", Labels: map[string]string{"a": "b"}}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
 	if err := c.Client.Create(t.Context(), service); err != nil {
 		t.Fatal(err)
