@@ -35,7 +35,7 @@ spec:
 `, image, extra, command))
 	}
 	begin := time.Now()
-	app("hello:e2e", "", "release: {command: /hello -h}")
+	app("hello:e2e", "", "release: {command: /nothing}")
 	c.released(t, ns, 1, "Failed", "CommandFailed")
 	app("hello:e2e", "", "")
 	c.released(t, ns, 2, "Live", "")

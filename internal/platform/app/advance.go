@@ -173,6 +173,9 @@ func (s situation) command(out *step) {
 		return
 	}
 	if v := judgePod(judged{name: "the release command"}, pod, s.now); v.bad() {
+		if v.reason == v1alpha1.ReasonCrashing {
+			v.reason = v1alpha1.ReasonCommandFailed
+		}
 		out.fail(s.now, v1alpha1.ReleaseFailed, v)
 		out.ended = name
 	}

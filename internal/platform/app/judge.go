@@ -130,6 +130,14 @@ func judgeWaiting(j judged, pod *corev1.Pod, status *corev1.ContainerStatus, now
 		if certain || now.Sub(pod.CreationTimestamp.Time) > pullGrace {
 			return image()
 		}
+	case "RunContainerError", "CreateContainerError":
+		text := strings.ToLower(waiting.Message)
+		certain := slices.ContainsFunc([]string{"no such file", "permission denied", "executable file not found", "is a directory"}, func(s string) bool {
+			return strings.Contains(text, s)
+		})
+		if certain || now.Sub(pod.CreationTimestamp.Time) > pullGrace {
+			return verdict{reason: v1alpha1.ReasonCrashing, message: fmt.Sprintf("%s: its command cannot be started: %s", j.name, waiting.Message)}
+		}
 	case "CreateContainerConfigError":
 		reason := v1alpha1.ReasonUnhealthy
 		if strings.Contains(strings.ToLower(waiting.Message), "secret") {

@@ -215,6 +215,7 @@ func TestJudgePods(t *testing.T) {
 		"three crashes of two":    {pod: podWith(waiting("CrashLoopBackOff", "", 1), "", nil), more: []corev1.Pod{podWith(waiting("CrashLoopBackOff", "", 0), "", nil)}, want: v1alpha1.ReasonCrashing},
 		"image":                   {pod: podWith(waiting("ErrImagePull", "x: not found", 0), "", nil), want: v1alpha1.ReasonImage},
 		"a registry that is slow": {pod: podWith(waiting("ErrImagePull", "i/o timeout", 0), "", nil)},
+		"no such command":         {pod: podWith(waiting("RunContainerError", `exec: "/x": stat /x: no such file or directory`, 0), "", nil), want: v1alpha1.ReasonCrashing, says: "/x"},
 		"no such secret":          {pod: podWith(waiting("CreateContainerConfigError", `secret "x" not found`, 0), "", nil), want: v1alpha1.ReasonSecretMissing},
 		"no room":                 {pod: podWith(corev1.ContainerStatus{}, "", unscheduled("0/1 nodes are available: 1 Insufficient memory.")), want: v1alpha1.ReasonNoRoom, says: "Insufficient memory"},
 		"no volume":               {pod: podWith(corev1.ContainerStatus{}, "", unscheduled("pod has unbound immediate persistentvolumeclaims")), want: v1alpha1.ReasonVolumeNotReady},
