@@ -55,8 +55,8 @@ func (c *Controller) report(ctx context.Context, v *view) error {
 	}
 	after := v.app.DeepCopy()
 	after.Status = next
-	if err := c.client.Status().Patch(ctx, after, client.MergeFrom(v.app.DeepCopy())); err != nil {
-		return fmt.Errorf("writing the status of the application: %w", client.IgnoreNotFound(err))
+	if err := client.IgnoreNotFound(c.client.Status().Patch(ctx, after, client.MergeFrom(v.app.DeepCopy()))); err != nil {
+		return fmt.Errorf("writing the status of the application: %w", err)
 	}
 	return nil
 }
