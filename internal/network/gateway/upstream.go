@@ -254,7 +254,7 @@ func (t *tries) send(ctx context.Context, spec *serviceSpec, e *endpoint) (*http
 	transport, scheme := t.s.transport(spec)
 	out := t.request.Clone(ctx)
 	out.URL.Scheme, out.URL.Host = scheme, e.address
-	if t.x.body != nil {
+	if t.x.body != nil && t.request.Body != nil { // HTTP/2 has a body even for GET, which the proxy takes away
 		out.Body = keptBody{t.request.Body}
 	}
 	response, err := transport.RoundTrip(out)
