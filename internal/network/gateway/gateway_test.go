@@ -109,6 +109,16 @@ func (r *rig) eventually(what string, ok func() bool) {
 	}
 }
 
+// failures returns what was noted of a request that failed, which comes after its answer.
+func (r *rig) failures(id string) (out []gateway.Failure) {
+	r.t.Helper()
+	r.eventually("the failure of "+id, func() bool {
+		out = r.g.Ask(gateway.Query{What: gateway.QueryFailures, RequestID: id}).Failures
+		return len(out) > 0
+	})
+	return out
+}
+
 func ready(addresses ...string) []gateway.Endpoint {
 	var out []gateway.Endpoint
 	for _, a := range addresses {
@@ -497,7 +507,11 @@ func TestPods(t *testing.T) {
 		r.eventually("load after the kill", func() bool { return sent.Load() > begun+1000 })
 		close(stop)
 		load.Wait()
-		stats := r.g.Ask(gateway.Query{What: gateway.QuerySnapshot}).Snapshot.Services["a/web:80"]
+		snapshot := func() gateway.ServiceStats {
+			return r.g.Ask(gateway.Query{What: gateway.QuerySnapshot}).Snapshot.Services["a/web:80"]
+		}
+		r.eventually("the last count", func() bool { return snapshot().InFlight == 0 })
+		stats := snapshot()
 		if stats.Errors > 0 || stats.Ejections == 0 || stats.Requests < uint64(sent.Load()) || stats.InFlight != 0 {
 			t.Errorf("stats %+v after %d requests", stats, sent.Load())
 		}
@@ -596,7 +610,7 @@ func TestHold(t *testing.T) {
 		if response.StatusCode != 503 || response.Header.Get("Retry-After") == "" || !strings.Contains(body, "asleep") || !strings.Contains(body, response.Header.Get("X-Request-Id")) {
 			t.Errorf("%d %v %q", response.StatusCode, response.Header, body)
 		}
-		failures := r.g.Ask(gateway.Query{What: gateway.QueryFailures, RequestID: response.Header.Get("X-Request-Id")}).Failures
+		failures := r.failures(response.Header.Get("X-Request-Id"))
 		if len(failures) != 1 || failures[0].Reason != gateway.ReasonHoldExpired || failures[0].Labels["app"] != "shop" {
 			t.Errorf("failures %+v", failures)
 		}
@@ -649,7 +663,7 @@ func TestFailuresAndLog(t *testing.T) {
 			if want.reason != "UpstreamError" && (!strings.Contains(body, "<!doctype html>") || strings.Contains(body, "127.0.0.1")) {
 				t.Errorf("%s %s: page %q", method, path, body)
 			}
-			f := r.g.Ask(gateway.Query{What: gateway.QueryFailures, RequestID: method + "-" + path}).Failures
+			f := r.failures(method + "-" + path)
 			if len(f) != 1 || f[0].Reason != want.reason || f[0].Status != want.status {
 				t.Errorf("%s %s: failures %+v, want %s", method, path, f, want.reason)
 			}
@@ -662,6 +676,9 @@ func TestFailuresAndLog(t *testing.T) {
 	if later := r.g.Ask(gateway.Query{What: gateway.QueryLog, After: log[0].Sequence, Labels: map[string]string{"app": "dead"}}).Log; len(later) != 1 {
 		t.Errorf("after the first: %+v", later)
 	}
+	r.eventually("the counts of broken", func() bool {
+		return r.g.Ask(gateway.Query{What: gateway.QuerySnapshot}).Snapshot.Services["a/broken:80"].Requests == 2
+	})
 	stats := r.g.Ask(gateway.Query{What: gateway.QuerySnapshot}).Snapshot
 	if s := stats.Services["a/broken:80"]; s.Requests != 2 || s.Errors != 2 || s.Codes["5xx"] != 2 || s.Busy <= 0 {
 		t.Errorf("stats of broken %+v", s)
