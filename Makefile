@@ -105,12 +105,13 @@ fixture: build kubectl ## Record a data dir of this program for upgrade tests (N
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_E2E_RECORD=$(CURDIR)/test/fixtures/$(NAME) $(GO) test -count=1 -run TestUpgrade ./e2e
 
 # PARTS=suite runs a part only; SUITE adds flags (SUITE="-procs 2 -waiting", SUITE='-focus "Watchers should"').
-PARTS ?= clients wayout suite
+PARTS ?= clients wayout foreign suite
 .PHONY: conformance
 conformance: build kubectl ## Run upstream's suite and real clients on a node (root; PARTS=suite for a part)
 	cd test && $(GO) test ./conformance/
 	$(if $(filter clients,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/clients/)
 	$(if $(filter wayout,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/wayout/)
+	$(if $(filter foreign,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m ./conformance/foreign/)
 	$(if $(filter suite,$(PARTS)),cd test && GO="$(GO)" $(GO) run ./conformance/run -bin $(CURDIR)/bin $(SUITE))
 
 # BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m).
