@@ -58,7 +58,7 @@ func measureGateway(ctx context.Context, opts options, out io.Writer) (err error
 	b := &gatewayBench{dir: dir, opts: opts}
 	defer func() {
 		for _, c := range b.children {
-			_ = c.Process.Kill()
+			_ = c.Process.Signal(syscall.SIGTERM) // nginx ends its workers then
 			_ = c.Wait()
 		}
 		err = errors.Join(err, os.RemoveAll(dir))
