@@ -114,7 +114,7 @@ func (a *app) releaseShowCommand() *cobra.Command {
 			return a.printRelease(r)
 		},
 	})
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "watch it until it is live or ended")
+	cmd.Flags().BoolVar(&follow, "follow", false, "watch it until it is live or ended")
 	return cmd
 }
 

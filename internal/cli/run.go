@@ -230,7 +230,7 @@ func oneOff(serving *appsv1.Deployment, words []string, tty bool) *corev1.Pod {
 
 // awaitPod reads the pod until it is as wanted.
 func (t *appTarget) awaitPod(ctx context.Context, pod *corev1.Pod, wanted func() bool) error {
-	return t.cluster.Await(ctx, pod.Namespace, &corev1.PodList{}, func() (bool, error) {
+	return t.cluster.Await(ctx, pod.Namespace, func() (bool, error) {
 		if err := t.cluster.Client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
 			return true, deploy.Reached("ask about the container", err)
 		}
@@ -240,7 +240,7 @@ func (t *appTarget) awaitPod(ctx context.Context, pod *corev1.Pod, wanted func()
 			}
 		}
 		return wanted(), nil
-	})
+	}, &corev1.PodList{})
 }
 
 // copyLog prints what a program says until it ends.

@@ -170,7 +170,7 @@ func (e *Engine) followBuild(ctx context.Context, build *v1alpha1.Build) (image 
 	}()
 	key := client.ObjectKeyFromObject(build)
 	step := ""
-	err = e.cluster.Await(ctx, build.Namespace, &v1alpha1.BuildList{}, func() (bool, error) {
+	err = e.cluster.Await(ctx, build.Namespace, func() (bool, error) {
 		if err := e.cluster.Client.Get(ctx, key, build); err != nil {
 			return false, Reached("ask about the build", err)
 		}
@@ -183,7 +183,7 @@ func (e *Engine) followBuild(ctx context.Context, build *v1alpha1.Build) (image 
 			return true, nil
 		}
 		return false, nil
-	})
+	}, &v1alpha1.BuildList{})
 	if err != nil {
 		return "", err
 	}

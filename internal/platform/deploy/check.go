@@ -91,7 +91,7 @@ func (e *Engine) checkSecrets(ctx context.Context, req *Request) error {
 	}
 	out := failure(CodeCheck, v1alpha1.ReasonSecretMissing, "%s of %s: not set", plural(len(missing), "secret")+" "+strings.Join(missing, ", "), req.App)
 	for _, name := range missing {
-		out = out.try(fmt.Sprintf("gantry secret set %s -a %s < FILE", name, req.App))
+		out = out.try(fmt.Sprintf("gantry secret set %s -a %s -p %s < FILE", name, req.App, req.Project))
 	}
 	return out
 }

@@ -142,7 +142,7 @@ func testChecks(t *testing.T, p *deploytest.Platform) {
 	e, r := engine(t, p)
 	request := image("checked", "shop:1")
 	request.Spec.Secrets = []string{"B_KEY", "A_KEY"}
-	if _, err := deploys(t, e, request, deploy.CodeCheck); !strings.Contains(err.Error(), "the secrets A_KEY, B_KEY of checked: not set\n→ gantry secret set A_KEY -a checked < FILE") {
+	if _, err := deploys(t, e, request, deploy.CodeCheck); !strings.Contains(err.Error(), "the secrets A_KEY, B_KEY of checked: not set\n→ gantry secret set A_KEY -a checked -p default < FILE") {
 		t.Errorf("missing secrets: %v", err)
 	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "checked-secrets"}, StringData: map[string]string{"A_KEY": "a", "B_KEY": "b"}}

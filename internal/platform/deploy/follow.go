@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -19,26 +20,27 @@ import (
 // lookAgain is how often is looked without an event: a watch may be cut off, or not be allowed.
 const lookAgain = time.Second
 
-// Await calls look until it is done: at once, at each event of the kind in the project, and now and then.
-func (c *Cluster) Await(ctx context.Context, project string, list client.ObjectList, look func() (bool, error)) error {
+// Await calls look until it is done: at once, at each event of the kinds in the project, and now and then.
+func (c *Cluster) Await(ctx context.Context, project string, look func() (bool, error), kinds ...client.ObjectList) error {
 	watching, cancel := context.WithCancel(ctx)
+	events := make(chan struct{}, 1)
+	var group sync.WaitGroup
+	defer group.Wait()
 	defer cancel()
-	var events <-chan struct{}
-	if watch, err := c.Client.Watch(watching, list, client.InNamespace(project)); err == nil {
+	for _, kind := range kinds {
+		watch, err := c.Client.Watch(watching, kind, client.InNamespace(project))
+		if err != nil {
+			continue // then looking now and then has to do
+		}
 		defer watch.Stop()
-		signals := make(chan struct{}, 1)
-		events = signals
-		ended := make(chan struct{})
-		defer func() { watch.Stop(); <-ended }()
-		go func() {
-			defer close(ended)
+		group.Go(func() {
 			for range watch.ResultChan() {
 				select {
-				case signals <- struct{}{}:
+				case events <- struct{}{}:
 				default:
 				}
 			}
-		}()
+		})
 	}
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
@@ -112,7 +114,7 @@ func (e *Engine) FollowChange(ctx context.Context, app *v1alpha1.App, timeout ti
 func (e *Engine) follow(ctx context.Context, t target, result Result) (Result, error) {
 	f := &follower{engine: e, target: t, result: result}
 	f.done = e.step("release", "releasing")
-	err := e.cluster.Await(ctx, t.key.Namespace, &v1alpha1.ReleaseList{}, func() (bool, error) { return f.look(ctx) })
+	err := e.cluster.Await(ctx, t.key.Namespace, func() (bool, error) { return f.look(ctx) }, &v1alpha1.ReleaseList{}, &v1alpha1.AppList{})
 	if err != nil && errors.Is(context.Cause(ctx), errTimeout) {
 		out := failure(CodeTimeout, "Timeout", "%s is still on its way: %s", nameOf(f.result), cmp.Or(f.said, "waiting"))
 		err = out.try(fmt.Sprintf("go on watching: gantry release show v%d -a %s --follow", f.result.Release, t.key.Name), "give it up: gantry abort -a "+t.key.Name)
