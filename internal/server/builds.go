@@ -7,13 +7,11 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -37,6 +35,7 @@ const (
 // buildsPart runs Builds on this node.
 type buildsPart struct {
 	node       *node
+	user       user.Info
 	engine     *build.Engine
 	controller *build.Controller
 }
@@ -76,7 +75,7 @@ func (n *node) buildBuilds() error {
 	if err != nil {
 		return err
 	}
-	n.builds = &buildsPart{node: n, engine: engine, controller: controller}
+	n.builds = &buildsPart{node: n, user: u, engine: engine, controller: controller}
 	n.opts.controlPlane.buildLogs.Store(controller)
 	return nil
 }
@@ -88,22 +87,17 @@ func (b *buildsPart) Run(ctx context.Context) error {
 		if err := cp.bootstrapBuilds(ctx); err != nil {
 			return err
 		}
-		kind := schema.GroupKind{Group: v1alpha1.Group, Kind: "Build"}
-		for {
-			_, err := cp.admin.RESTMapper().RESTMapping(kind, v1alpha1.GroupVersion().Version)
-			if err == nil {
-				return b.controller.Run(ctx)
-			}
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(definitionsEvery): // until the platform's definitions are installed
-			}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-cp.Platform():
 		}
+		if err := cp.awaitRight(ctx, b.user, v1alpha1.Group, "builds"); err != nil {
+			return err
+		}
+		return b.controller.Run(ctx)
 	})
 }
-
-const definitionsEvery = 250 * time.Millisecond
 
 // bootstrapBuilds gives the builder its rights.
 func (cp *ControlPlane) bootstrapBuilds(ctx context.Context) error {

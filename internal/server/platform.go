@@ -61,6 +61,9 @@ func (cp *ControlPlane) runPlatform(ctx context.Context) error {
 		return nil
 	}
 	account := platformUser(appController)
+	if err := cp.awaitRight(ctx, account, v1alpha1.Group, "apps"); err != nil {
+		return err
+	}
 	c, informers, err := cp.AsPlatform(account, appController)
 	if err != nil {
 		return err
