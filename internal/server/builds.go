@@ -85,7 +85,7 @@ func (b *buildsPart) Run(ctx context.Context) error {
 	return runAll(ctx, b.engine.Run, func(ctx context.Context) error {
 		cp := b.node.opts.controlPlane
 		if err := cp.bootstrapBuilds(ctx); err != nil {
-			return err
+			return nil // ctx has ended
 		}
 		select {
 		case <-ctx.Done():
@@ -112,7 +112,7 @@ func (cp *ControlPlane) bootstrapBuilds(ctx context.Context) error {
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: builderRole},
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: builderUser}},
 	}
-	return persist(ctx, bootstrapLimit, func() error {
+	return cp.insist(ctx, "giving the builder its rights", func() error {
 		if err := cp.ensure(ctx, role); err != nil {
 			return err
 		}

@@ -17,6 +17,8 @@ const (
 	bootstrapLimit = time.Minute
 	// persistPause is the time between two tries.
 	persistPause = 200 * time.Millisecond
+	// insistPause is the longest time between two tries of what has to be done in the end.
+	insistPause = 10 * time.Second
 	// rightPause is the time between two looks at a right that was just given.
 	rightPause = 5 * time.Millisecond
 )
@@ -31,6 +33,25 @@ func persist(ctx context.Context, limit time.Duration, f func() error) error {
 			return err
 		}
 		if !lifecycle.Pause(ctx, persistPause) {
+			return err
+		}
+	}
+}
+
+// insist calls f until it returns nil or ctx ends, whatever keeps it from that: somebody's webhook or policy may refuse the
+// cluster's own objects, and everything else goes on meanwhile. Each new reason is logged.
+func (cp *ControlPlane) insist(ctx context.Context, what string, f func() error) error {
+	last := ""
+	for pause := persistPause; ; pause = min(2*pause, insistPause) {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if err.Error() != last {
+			last = err.Error()
+			cp.opts.Logger.Warn(what+" is not done yet", "error", err)
+		}
+		if !lifecycle.Pause(ctx, pause) {
 			return err
 		}
 	}

@@ -46,15 +46,8 @@ func (cp *ControlPlane) Platform() <-chan struct{} { return cp.platform }
 // runPlatform makes what the platform needs, then keeps applications. It begins beside the other controllers, so that no
 // start of the server waits for it.
 func (cp *ControlPlane) runPlatform(ctx context.Context) error {
-	err := persist(ctx, bootstrapLimit, func() error {
-		err := cp.bootstrapPlatform(ctx)
-		if err != nil && ctx.Err() == nil {
-			cp.opts.Logger.Warn("the platform's own objects are not all there yet", "error", err)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("making the platform's own objects: %w", err)
+	if err := cp.insist(ctx, "making the platform's own objects", func() error { return cp.bootstrapPlatform(ctx) }); err != nil {
+		return nil // ctx has ended
 	}
 	close(cp.platform)
 	if slices.Contains(cp.opts.WithoutControllers, appController) {
