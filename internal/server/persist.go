@@ -59,8 +59,6 @@ func (cp *ControlPlane) insist(ctx context.Context, what string, f func() error)
 
 // awaitRight waits until a user may list a kind: the authorizer hears of a new role and its binding by events.
 func (cp *ControlPlane) awaitRight(ctx context.Context, who user.Info, group, resource string) error {
-	ctx, cancel := context.WithTimeout(ctx, bootstrapLimit)
-	defer cancel()
 	for {
 		decision, reason, err := cp.authorizer.Authorize(ctx, &authorizer.AttributesRecord{
 			User: who, Verb: "list", APIGroup: group, APIVersion: "v1", Resource: resource, ResourceRequest: true,

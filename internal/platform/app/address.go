@@ -147,9 +147,9 @@ func (p *platform) useGateway(gateway *gatewayv1.Gateway) {
 	for i := range gateway.Spec.Listeners {
 		switch l := &gateway.Spec.Listeners[i]; string(l.Name) {
 		case listenerHTTP:
-			p.httpPort = int32(l.Port)
+			p.httpPort = l.Port
 		case listenerHTTPS:
-			p.httpsPort = int32(l.Port)
+			p.httpsPort = l.Port
 		}
 	}
 	for _, at := range gateway.Status.Addresses {
@@ -230,7 +230,7 @@ func (c *Controller) ownListener(ctx context.Context, app *v1alpha1.App, gateway
 	}
 	next := gateway.DeepCopy()
 	added := like.DeepCopy()
-	added.Name, added.Port, added.Hostname = gatewayv1.SectionName(p.listener), gatewayv1.PortNumber(port), nil
+	added.Name, added.Port, added.Hostname = gatewayv1.SectionName(p.listener), port, nil
 	next.Spec.Listeners = append(next.Spec.Listeners, *added)
 	if err := c.client.Update(ctx, next); err != nil {
 		return fmt.Errorf("adding the port %d to the Gateway: %w", port, err)

@@ -184,10 +184,10 @@ func (d detector) procfile() (map[string]string, error) {
 		}
 		parts := procfileLine.FindStringSubmatch(line)
 		if parts == nil {
-			return nil, fmt.Errorf("Procfile:%d: %q is not NAME: COMMAND", number, line)
+			return nil, fmt.Errorf("line %d of the Procfile: %q is not NAME: COMMAND", number, line)
 		}
 		if _, twice := processes[parts[1]]; twice {
-			return nil, fmt.Errorf("Procfile:%d: %s is there twice", number, parts[1])
+			return nil, fmt.Errorf("line %d of the Procfile: %s is there twice", number, parts[1])
 		}
 		processes[parts[1]] = parts[2]
 	}

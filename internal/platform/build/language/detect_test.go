@@ -73,7 +73,7 @@ func TestDetectRefuses(t *testing.T) {
 		"unknown kind":     {nil, Options{Kind: "cobol"}, `"cobol" is no way to build`},
 		"no Dockerfile":    {nil, Options{Kind: Dockerfile, Dockerfile: "x"}, "no x in the source"},
 		"Dockerfile out":   {nil, Options{Kind: Dockerfile, Dockerfile: "../x"}, "no ../x"},
-		"bad Procfile":     {map[string]string{"Procfile": "web: a\nnonsense\n", "go.mod": ""}, Options{}, "Procfile:2"},
+		"bad Procfile":     {map[string]string{"Procfile": "web: a\nnonsense\n", "go.mod": ""}, Options{}, "line 2 of the Procfile"},
 		"twice":            {map[string]string{"Procfile": "web: a\nweb: b\n", "go.mod": ""}, Options{}, "web is there twice"},
 		"bad package.json": {map[string]string{"package.json": "{"}, Options{}, "package.json"},
 		"no start":         {map[string]string{"package.json": "{}"}, Options{}, "neither a start script nor a build script"},

@@ -131,10 +131,10 @@ func sortedKeys(m map[string][]byte) []string {
 
 // make builds and pushes.
 func (e *engine) make(ctx context.Context, r job.Request, tree, folder string, plan language.Plan, out *reporter) (string, []material, error) {
-	switch {
-	case plan.Kind == language.Go:
+	switch plan.Kind {
+	case language.Go:
 		return e.goImage(ctx, r, tree, folder, out)
-	case plan.Kind == language.Static:
+	case language.Static:
 		return e.staticImage(ctx, r, filepath.Join(folder, filepath.FromSlash(plan.Folder)), out)
 	}
 	s := solve{request: r, context: folder, extra: map[string]string{}}
