@@ -49,7 +49,7 @@ func (cp *ControlPlane) insist(ctx context.Context, what string, f func() error)
 		}
 		if err.Error() != last {
 			last = err.Error()
-			cp.opts.Logger.Warn(what+" is not done yet", "error", err)
+			cp.opts.Logger.Warn("not done yet, and tried again", "what", what, "error", err)
 		}
 		if !lifecycle.Pause(ctx, pause) {
 			return err

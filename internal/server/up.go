@@ -99,7 +99,18 @@ func Up(ctx context.Context, opts UpOptions) error {
 		{Name: "store", Run: func(ctx context.Context) error { return runAll(ctx, cp.Run, authority.Run) }, Ready: waitFor(cp.Serving())},
 		{Name: "api", Run: listener.Run, Ready: both(listener.Ready, waitFor(cp.Ready()))},
 	}, node.components()...)
-	return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: opts.Ready}, components...)
+	ready := make(chan struct{})
+	onReady := func() {
+		close(ready)
+		if opts.Ready != nil {
+			opts.Ready()
+		}
+	}
+	return runAll(ctx,
+		func(ctx context.Context) error {
+			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
+		},
+		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) })
 }
 
 // gatewaySettings are those of the control plane; nil without a gateway.
