@@ -165,8 +165,8 @@ func TestController(t *testing.T) {
 		return s.Phase == v1alpha1.BuildRunning && s.Kind == "go" && s.Found == "go.mod" && s.Node == "n1" && s.Started != nil
 	})
 	p.create("two", func(b *v1alpha1.Build) { b.Spec.Secrets = []string{"TOKEN"} })
+	p.is("two", phase(v1alpha1.BuildWaiting)) // it is in the queue before the next
 	p.create("three", nil)
-	p.is("two", phase(v1alpha1.BuildWaiting))
 	p.is("three", phase(v1alpha1.BuildWaiting))
 	if n := len(p.builder.seen()); n != 1 {
 		t.Errorf("%d builds run at once, want 1", n)
