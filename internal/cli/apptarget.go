@@ -11,13 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"gantry.dev/gantry/internal/durable"
 	"gantry.dev/gantry/internal/platform/appfile"
@@ -63,6 +60,8 @@ type appTarget struct {
 	cluster *deploy.Cluster
 	key     types.NamespacedName
 	context string // its name; empty is this machine's own cluster
+	server  string // the address of a cluster that is reached through SSH, as it is there
+	where   string // the machine that it is reached through; empty is directly
 	folder  string
 }
 
@@ -101,33 +100,6 @@ func (a *app) connect(cmd *cobra.Command, f *appFlags) (*appTarget, place, error
 	}
 	t.cluster, err = deploy.Connect(config)
 	return t, known, err
-}
-
-// clusterOf is the cluster of a context: one of those that logins wrote, or this machine's own.
-func (a *app) clusterOf(cmd *cobra.Command, t *appTarget) (*rest.Config, error) {
-	path := filepath.Join(a.configFolder(), "contexts")
-	contexts, err := clientcmd.LoadFromFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && t.context == "", err == nil && t.context == "" && contexts.CurrentContext == "":
-		return a.cluster(cmd)
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, usage("there is no context %q: no login was made; see \"gantry login\"", t.context)
-	case err != nil:
-		return nil, usage("%s is not a list of contexts: %v", path, err)
-	}
-	t.context = cmp.Or(t.context, contexts.CurrentContext)
-	if contexts.Contexts[t.context] == nil {
-		var names []string
-		for name := range contexts.Contexts {
-			names = append(names, name)
-		}
-		return nil, usage("%s", suggest(fmt.Sprintf("there is no context %q", t.context), t.context, names, "there is "+strings.Join(names, ", ")))
-	}
-	config, err := clientcmd.NewNonInteractiveClientConfig(*contexts, t.context, &clientcmd.ConfigOverrides{}, nil).ClientConfig()
-	if err != nil {
-		return nil, usage("the context %q: %w", t.context, err)
-	}
-	return config, nil
 }
 
 // configFolder is where this user's settings lie.
@@ -174,12 +146,15 @@ func (a *app) remember(folder string, p place) {
 
 // announce prints where something is about to change, if that is another machine.
 func (a *app) announce(t *appTarget, what string) {
-	u, err := url.Parse(t.cluster.Host)
-	if err != nil || u.Hostname() == "" || isHere(u.Hostname()) {
-		return
+	where := t.where
+	if where == "" {
+		u, err := url.Parse(t.cluster.Host)
+		if err != nil || u.Hostname() == "" || isHere(u.Hostname()) {
+			return
+		}
+		where = u.Hostname()
 	}
-	where := u.Hostname()
-	if t.context != "" {
+	if t.context != "" && t.context != where {
 		where = t.context + " (" + where + ")"
 	}
 	_, _ = fmt.Fprintf(a.env.Stderr, "→ %s on %s\n", what, where)

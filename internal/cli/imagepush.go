@@ -93,7 +93,7 @@ func (a *app) push(cmd *cobra.Command, run PushRequest) (Pushed, error) {
 		return a.backend.Registry.PushLocal(cmd.Context(), c, run)
 	}
 	var err error
-	if run.Cluster, err = a.cluster(cmd); err != nil {
+	if run.Cluster, err = a.clusterOf(cmd, &appTarget{}); err != nil {
 		return Pushed{}, err
 	}
 	return a.backend.Registry.PushFile(cmd.Context(), run)
@@ -142,7 +142,7 @@ func (a *app) registryImages(cmd *cobra.Command) []Image {
 	if a.backend.Registry == nil {
 		return nil
 	}
-	cluster, err := a.cluster(cmd)
+	cluster, err := a.clusterOf(cmd, &appTarget{})
 	if err == nil {
 		var found []Image
 		if found, err = a.backend.Registry.List(cmd.Context(), cluster); err == nil {
@@ -155,7 +155,7 @@ func (a *app) registryImages(cmd *cobra.Command) []Image {
 
 // removeFromRegistry removes an image there; the node may have it too.
 func (a *app) removeFromRegistry(cmd *cobra.Command, name string) error {
-	cluster, err := a.cluster(cmd)
+	cluster, err := a.clusterOf(cmd, &appTarget{})
 	if err != nil {
 		return err
 	}

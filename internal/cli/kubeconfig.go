@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,16 +25,14 @@ const (
 
 func (a *app) kubeconfigCommand() *cobra.Command {
 	var merge bool
+	var context string
 	cmd := &cobra.Command{
-		Use: "kubeconfig", Short: "Print the admin kubeconfig", GroupID: groupCluster, Args: exactArgs(),
+		Use: "kubeconfig", Short: "Print a kubeconfig: this machine's administrator's, or a context's", GroupID: groupCluster, Args: exactArgs(),
 	}
 	cmd.Flags().BoolVar(&merge, "merge", false, "merge it into ~/.kube/config (or the first file of $KUBECONFIG) and make it the current context")
+	cmd.Flags().StringVar(&context, "context", "", "one of \"gantry context ls\" (default: the current one; - is this machine's own)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		path, err := a.kubeconfigPath(cmd)
-		if err != nil {
-			return err
-		}
-		text, err := readKubeconfig(path)
+		text, err := a.kubeconfigText(cmd, context)
 		if err != nil {
 			return err
 		}
@@ -44,10 +43,31 @@ func (a *app) kubeconfigCommand() *cobra.Command {
 		if err := mergeKubeconfig(target, text); err != nil {
 			return err
 		}
-		_, _ = fmt.Fprintf(a.env.Stderr, "%s now holds the context %q\n", target, entryName)
+		_, _ = fmt.Fprintf(a.env.Stderr, "%s now holds the context %q\n", target, cmp.Or(context, entryName))
 		return nil
 	}
 	return cmd
+}
+
+// kubeconfigText is the kubeconfig of a context, or of this machine's own cluster.
+func (a *app) kubeconfigText(cmd *cobra.Command, context string) ([]byte, error) {
+	if context == "" && !cmd.Flags().Changed("kubeconfig") && !cmd.Flags().Changed("data-dir") {
+		if contexts, err := a.contexts(); err == nil {
+			context = contexts.CurrentContext
+		}
+	}
+	if context == "" || context == "-" {
+		path, err := a.kubeconfigPath(cmd)
+		if err != nil {
+			return nil, err
+		}
+		return readKubeconfig(path)
+	}
+	text, ssh, err := a.contextKubeconfig(context)
+	if ssh != nil {
+		a.warn("%s is reached through ssh, which kubectl does not do by itself: use \"gantry kubectl\"", context)
+	}
+	return text, err
 }
 
 func (a *app) kubeconfigPath(cmd *cobra.Command) (string, error) {

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"gantry.dev/gantry/internal/config"
 )
@@ -38,6 +42,9 @@ func (a *app) kubectlCommand() *cobra.Command {
 				return withCode(exitUsage, err)
 			}
 			environ := a.env.Environ
+			if done, err := a.kubectlRemote(cmd.Context(), flags.Changed("kubeconfig") || flags.Changed("data-dir") || namesCluster(args), program, args); done {
+				return err
+			}
 			if !namesCluster(args) {
 				if _, err := readKubeconfig(c.Kubeconfig); err != nil {
 					return err
@@ -47,6 +54,55 @@ func (a *app) kubectlCommand() *cobra.Command {
 			return a.become(program, append([]string{"kubectl"}, args...), environ)
 		},
 	}
+}
+
+// kubectlRemote runs kubectl on the cluster of the current context. done is false if there is none, or it is not meant.
+func (a *app) kubectlRemote(ctx context.Context, other bool, program string, args []string) (done bool, err error) {
+	contexts, err := a.contexts()
+	if other || err != nil || contexts.CurrentContext == "" {
+		return err != nil && !other, err
+	}
+	text, ssh, err := a.contextKubeconfig(contexts.CurrentContext)
+	if err != nil {
+		return true, err
+	}
+	if ssh != nil {
+		if text, err = a.tunnelled(ctx, text, ssh); err != nil {
+			return true, err
+		}
+	}
+	file, err := os.CreateTemp("", "gantry-kubeconfig-")
+	if err != nil {
+		return true, fmt.Errorf("write the kubeconfig: %w", err)
+	}
+	defer func() { _ = os.Remove(file.Name()) }()
+	_, err = file.Write(text)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return true, fmt.Errorf("write the kubeconfig: %w", err)
+	}
+	child := exec.CommandContext(context.WithoutCancel(ctx), program, args...) // it gets Ctrl-C itself
+	child.Env, child.Stdin, child.Stdout, child.Stderr = setEnv(a.env.Environ, "KUBECONFIG", file.Name()), a.env.Stdin, a.env.Stdout, a.env.Stderr
+	err = child.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return true, &exitError{exit.ExitCode(), nil}
+	}
+	return true, err
+}
+
+// tunnelled is a kubeconfig of one context whose server is reached through a tunnel.
+func (a *app) tunnelled(ctx context.Context, text []byte, ssh *sshPlace) ([]byte, error) {
+	config, err := clientcmd.Load(text)
+	if err != nil {
+		return nil, fmt.Errorf("read the context: %w", err)
+	}
+	for _, cluster := range config.Clusters {
+		through := &rest.Config{Host: cluster.Server}
+		if err := a.throughSSH(ctx, ssh, through); err != nil {
+			return nil, err
+		}
+		cluster.Server, cluster.TLSServerName = through.Host, cmp.Or(cluster.TLSServerName, through.ServerName)
+	}
+	return clientcmd.Write(*config)
 }
 
 // setEnv returns environ with one entry for name: programs disagree which of two counts.

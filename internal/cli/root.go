@@ -37,6 +37,9 @@ func Main(ctx context.Context, env Env, backend Backend) int {
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	err := root.ExecuteContext(ctx)
+	for _, end := range app.closers {
+		end()
+	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
 			_, _ = fmt.Fprintf(env.Stderr, "gantry: %s\n", strings.TrimSuffix(line, "\n"))
@@ -49,6 +52,7 @@ func Main(ctx context.Context, env Env, backend Backend) int {
 type app struct {
 	env     Env
 	backend Backend
+	closers []func() // end what runs beside the command, such as ssh
 	json    bool
 	yes     bool
 }
@@ -70,6 +74,7 @@ func (a *app) root() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: groupMachine, Title: "Machine:"}, &cobra.Group{ID: groupCluster, Title: "Cluster:"})
 	root.AddCommand(a.machineCommands()...)
 	root.AddCommand(a.versionCommand(), a.statusCommand(), a.kubeconfigCommand(), a.kubectlCommand())
+	root.AddCommand(a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.userCommand(), a.projectCommand())
 	if a.backend.Images != nil {
 		root.AddCommand(a.imageCommand())
 	}

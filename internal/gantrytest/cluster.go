@@ -97,6 +97,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 	ctx, cancel := context.WithCancel(context.Background())
 	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
 		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"), ImagesDir: filepath.Join(opts.Dir, "registry"),
+		GitDir:    filepath.Join(opts.Dir, "git"),
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
 		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
 		WithoutControllers: opts.WithoutControllers,

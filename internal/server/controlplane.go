@@ -74,6 +74,8 @@ type ControlPlaneOptions struct {
 	Gateway        *config.Gateway   // what Ingress and Gateway API are served by; nil: by nobody
 	// ImagesDir is where the cluster's image registry keeps its content; "" has no registry.
 	ImagesDir string
+	// GitDir is where the repositories lie that people push to; "" takes no pushes.
+	GitDir string
 }
 
 // ControlPlane is store, API, controllers and scheduler: the part of a cluster that needs no
@@ -256,7 +258,7 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 }
 
 // Handler is the API.
-func (cp *ControlPlane) Handler() http.Handler { return cp.withBuildLogs(cp.handler) }
+func (cp *ControlPlane) Handler() http.Handler { return cp.withGit(cp.withBuildLogs(cp.handler)) }
 
 // Serving is closed when requests are answered.
 func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }

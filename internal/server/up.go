@@ -74,7 +74,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		Gateway: gatewaySettings(&c),
 		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
-		ImagesDir: c.Path("registry"),
+		ImagesDir: c.Path("registry"), GitDir: c.Path("git"),
 	})
 	if err != nil {
 		return err

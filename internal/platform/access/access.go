@@ -1,6 +1,7 @@
 package access
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -108,4 +109,13 @@ func isSystem(name string) bool {
 // platformMissing tells the error of a cluster that does not know applications.
 func platformMissing(err error) bool {
 	return meta.IsNoMatchError(err) || apierrors.IsNotFound(err)
+}
+
+// WhoAmI is the name that the server knows the caller by: of a user, the one that it was added by.
+func (a *Access) WhoAmI(ctx context.Context) (string, error) {
+	review := &authenticationv1.SelfSubjectReview{}
+	if err := a.client.Create(ctx, review); err != nil {
+		return "", fmt.Errorf("ask who this is: %w", err)
+	}
+	return strings.TrimPrefix(review.Status.UserInfo.Username, "system:serviceaccount:"+UsersNamespace+":"), nil
 }
