@@ -1,11 +1,7 @@
 package server
 
 import (
-	"context"
-	"errors"
-	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -14,7 +10,6 @@ import (
 	"k8s.io/client-go/rest"
 
 	"gantry.dev/gantry/api/v1alpha1"
-	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/platform/deploy"
 	"gantry.dev/gantry/internal/platform/git"
 )
@@ -76,107 +71,10 @@ func (cp *ControlPlane) serveGit(w http.ResponseWriter, r *http.Request, reposit
 		http.Error(w, "there is no project "+target.Project, http.StatusNotFound)
 		return
 	}
-	cluster, err := deploy.Connect(&rest.Config{Host: "https://gantry.invalid", Transport: streamTransport{cp, response.User}, UserAgent: "gantry-git"})
+	cluster, err := deploy.Connect(&rest.Config{Host: "https://gantry.invalid", Transport: streamTransport{cp.Handler(), response.User}, UserAgent: "gantry-git"})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	repositories.Serve(w, r, target, git.Pusher{Name: strings.TrimPrefix(response.User.GetName(), "system:serviceaccount:gantry-users:"), Cluster: cluster})
 }
-
-// streamTransport is localTransport for answers that are read while they are written, such as watches.
-type streamTransport struct {
-	cp   *ControlPlane
-	user user.Info
-}
-
-// RoundTrip implements http.RoundTripper. The handler ends with the request's context or the answer's body.
-func (t streamTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithCancel(r.Context())
-	inner := r.Clone(auth.InProcess(ctx, t.user))
-	inner.RemoteAddr, inner.RequestURI, inner.Host = "", r.URL.RequestURI(), r.URL.Host
-	if inner.Body == nil {
-		inner.Body = http.NoBody
-	}
-	body, out := io.Pipe()
-	answer := &streamAnswer{header: http.Header{}, out: out, begun: make(chan struct{})}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		defer cancel()
-		defer func() {
-			if cause := recover(); cause != nil { // http.ErrAbortHandler: an answer that was cut
-				_ = out.CloseWithError(io.ErrUnexpectedEOF)
-				answer.WriteHeader(http.StatusInternalServerError)
-			}
-		}()
-		t.cp.Handler().ServeHTTP(answer, inner)
-		answer.WriteHeader(http.StatusOK)
-		_ = inner.Body.Close()
-		_ = out.Close()
-	}()
-	select {
-	case <-answer.begun:
-	case <-ctx.Done():
-		_ = body.CloseWithError(context.Cause(ctx))
-		<-ended
-		if err := r.Context().Err(); err != nil {
-			return nil, err
-		}
-		select { // it ended by itself
-		case <-answer.begun:
-		default:
-			return nil, errors.New("the API gave no answer")
-		}
-	}
-	return &http.Response{
-		Status: strconv.Itoa(answer.code) + " " + http.StatusText(answer.code), StatusCode: answer.code,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: answer.sent, Request: r, ContentLength: -1,
-		Body: &streamBody{PipeReader: body, end: func() { cancel(); <-ended }},
-	}, nil
-}
-
-// streamBody ends the handler when nobody reads on.
-type streamBody struct {
-	*io.PipeReader
-	end func()
-}
-
-// Close implements io.Closer.
-func (b *streamBody) Close() error {
-	err := b.PipeReader.Close()
-	b.end()
-	return err
-}
-
-// streamAnswer passes an answer on as it is written.
-type streamAnswer struct {
-	header, sent http.Header
-	code         int
-	out          *io.PipeWriter
-	once         sync.Once
-	begun        chan struct{} // closed when code and sent are there
-}
-
-// Header implements http.ResponseWriter.
-func (a *streamAnswer) Header() http.Header { return a.header }
-
-// WriteHeader implements http.ResponseWriter.
-func (a *streamAnswer) WriteHeader(code int) {
-	if code < http.StatusOK {
-		return
-	}
-	a.once.Do(func() {
-		a.code, a.sent = code, a.header.Clone()
-		close(a.begun)
-	})
-}
-
-// Write implements http.ResponseWriter.
-func (a *streamAnswer) Write(data []byte) (int, error) {
-	a.WriteHeader(http.StatusOK)
-	return a.out.Write(data)
-}
-
-// Flush implements http.Flusher.
-func (a *streamAnswer) Flush() { a.WriteHeader(http.StatusOK) }

@@ -182,3 +182,6 @@ func (a *streamAnswer) Write(data []byte) (int, error) {
 	a.WriteHeader(http.StatusOK)
 	return a.writer.Write(data)
 }
+
+// Flush implements http.Flusher: what was written is there already.
+func (a *streamAnswer) Flush() { a.WriteHeader(http.StatusOK) }

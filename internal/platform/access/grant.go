@@ -144,6 +144,7 @@ func (a *Access) ensurePolicy(ctx context.Context) error {
 			Rule:       admissionv1.Rule{APIGroups: []string{v1alpha1.Group}, APIVersions: []string{"*"}, Resources: []string{resource}},
 		}}
 	}
+	forbidden := metav1.StatusReasonForbidden
 	const refused = "this user's rights end at another application"
 	policy := &admissionv1.ValidatingAdmissionPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: policyName},
@@ -158,8 +159,8 @@ func (a *Access) ensurePolicy(ctx context.Context) error {
 				Name: "users", Expression: fmt.Sprintf("request.userInfo.username.startsWith('system:serviceaccount:%s:')", UsersNamespace),
 			}},
 			Validations: []admissionv1.Validation{
-				{Expression: fmt.Sprintf(mayPatch, "request.resource.resource == 'apps' ? object.metadata.name : object.spec.app"), Message: refused},
-				{Expression: "request.operation == 'CREATE' || " + fmt.Sprintf(mayPatch, "oldObject.spec.app"), Message: refused},
+				{Expression: fmt.Sprintf(mayPatch, "request.resource.resource == 'apps' ? object.metadata.name : object.spec.app"), Message: refused, Reason: &forbidden},
+				{Expression: "request.operation == 'CREATE' || " + fmt.Sprintf(mayPatch, "oldObject.spec.app"), Message: refused, Reason: &forbidden},
 			},
 		},
 	}
