@@ -54,10 +54,11 @@ type appRow struct {
 	Release int64    `json:"release"`
 	URLs    []string `json:"urls"`
 	Message string   `json:"message,omitempty"`
+	Git     string   `json:"git"` // where `git push` goes
 }
 
-func rowOf(one v1alpha1.App) appRow {
-	return appRow{one.Namespace, one.Name, phaseOf(&one), one.Status.Release, one.Status.URLs, one.Status.Message}
+func rowOf(t *appTarget, one v1alpha1.App) appRow {
+	return appRow{one.Namespace, one.Name, phaseOf(&one), one.Status.Release, one.Status.URLs, one.Status.Message, t.gitRemote(&one)}
 }
 
 // phaseOf is an application's phase, before its controller saw it, too.
@@ -83,7 +84,7 @@ func (a *app) appListCommand() *cobra.Command {
 			}
 			rows, docs := [][]string{{"PROJECT", "APP", "PHASE", "RELEASE", "URL"}}, []appRow{}
 			for _, one := range apps {
-				row := rowOf(one)
+				row := rowOf(t, one)
 				docs = append(docs, row)
 				rows = append(rows, []string{row.Project, row.Name, strings.ToLower(row.Phase), versionText(row.Release), first(row.URLs)})
 			}
@@ -442,6 +443,7 @@ func (a *app) appStatus(cmd *cobra.Command, f *appFlags, name string) error {
 		}
 		rows = append(rows, []string{"domain", domain.Name, readyText(domain.Ready), cmp.Or(domain.Message, until)})
 	}
+	rows = append(rows, []string{"git", t.gitRemote(one)})
 	if one.Spec.Expires != nil {
 		rows = append(rows, []string{"preview", "ends " + one.Spec.Expires.UTC().Format("2 January 15:04 MST")})
 	}

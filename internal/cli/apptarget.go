@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/types"
 
+	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/durable"
 	"gantry.dev/gantry/internal/platform/appfile"
 	"gantry.dev/gantry/internal/platform/deploy"
@@ -142,6 +143,11 @@ func (a *app) remember(folder string, p place) {
 	if err != nil {
 		a.warn("this folder will not remember its application: %v", err)
 	}
+}
+
+// gitRemote is where pushes of an application go.
+func (t *appTarget) gitRemote(one *v1alpha1.App) string {
+	return cmp.Or(t.server, t.cluster.Host) + "/git/" + one.Namespace + "/" + one.Name + ".git"
 }
 
 // announce prints where something is about to change, if that is another machine.
