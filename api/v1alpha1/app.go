@@ -112,6 +112,8 @@ type Addon struct {
 	Size *resource.Quantity `json:"size,omitempty"`
 	// Backup is when it is backed up: daily, hourly, weekly or a cron expression; empty is never.
 	Backup string `json:"backup,omitempty"`
+	// Added says that a command added it: deploys of a file that does not name it keep it.
+	Added bool `json:"added,omitempty"`
 }
 
 // Domain is a host name of an application.

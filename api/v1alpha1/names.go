@@ -10,6 +10,8 @@ const (
 	LabelRelease = "gantry.dev/release"
 	// LabelAddon is the addon of the application that an object belongs to, such as "db".
 	LabelAddon = "gantry.dev/addon"
+	// LabelPart is what a pod of an addon is: AddonServer or AddonBackup.
+	LabelPart = "gantry.dev/part"
 	// LabelTrack is "stable" or "canary" on pods of a process that takes requests.
 	LabelTrack = "gantry.dev/track"
 
@@ -41,6 +43,9 @@ const (
 	PlatformKeyDomain = "domain"
 	// PlatformKeyAddress is the address by which the world reaches the gateways; needed behind NAT only.
 	PlatformKeyAddress = "publicAddress"
+	// PlatformKeyAddonImage is how keys begin that name the image of an addon's type and version, such as
+	// "addon.postgres.17".
+	PlatformKeyAddonImage = "addon."
 )
 
 // SecretName returns the name of the Secret that holds what `gantry secret set` was given for an application. It may be
@@ -49,6 +54,15 @@ func SecretName(app string) string { return app + "-secrets" }
 
 // ObjectName returns the name of the objects of a process of an application.
 func ObjectName(app, process string) string { return app + "-" + process }
+
+// Parts of an addon, the values of LabelPart.
+const (
+	AddonServer = "server"
+	AddonBackup = "backup"
+)
+
+// BackupName returns the name of the CronJob and of the volume of an addon's backups.
+func BackupName(app, addon string) string { return ObjectName(app, addon) + "-backup" }
 
 // WebProcess is the process that takes requests.
 const WebProcess = "web"

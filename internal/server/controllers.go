@@ -81,6 +81,7 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		return err
 	}
 	run("platform", cp.runPlatform)
+	run("addons", cp.runAddons)
 	if cp.opts.NoScheduler {
 		return nil
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 
@@ -16,6 +17,7 @@ import (
 	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/events"
+	"gantry.dev/gantry/internal/platform/addon"
 	"gantry.dev/gantry/internal/platform/app"
 )
 
@@ -74,7 +76,7 @@ func (cp *ControlPlane) bootstrapPlatform(ctx context.Context) error {
 	if err := cp.ensure(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.PlatformNamespace}}); err != nil {
 		return err
 	}
-	for _, role := range append(app.ProjectRoles(), app.ControllerRole()) {
+	for _, role := range append(app.ProjectRoles(), app.ControllerRole(), addon.ControllerRole()) {
 		if err := cp.ensureRole(ctx, role); err != nil {
 			return err
 		}
@@ -84,7 +86,7 @@ func (cp *ControlPlane) bootstrapPlatform(ctx context.Context) error {
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: app.ControllerRole().Name},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: v1alpha1.PlatformNamespace, Name: appController}},
 	}
-	if err := cp.ensure(ctx, binding); err != nil {
+	if err := errors.Join(cp.ensure(ctx, binding), cp.ensure(ctx, addonBinding())); err != nil {
 		return err
 	}
 	return app.InstallDefinitions(ctx, cp.admin)

@@ -98,6 +98,9 @@ func essence(spec *v1alpha1.AppSpec) *v1alpha1.AppSpec {
 	out := spec.DeepCopy()
 	out.Domains, out.Source, out.Expires, out.Rollout, out.Build = nil, nil, nil, nil, nil
 	out.Restarts, out.Suspended = 0, false
+	for name, addon := range out.Addons { // all else of them acts at once
+		out.Addons[name] = v1alpha1.Addon{Type: addon.Type}
+	}
 	for name, process := range out.Processes {
 		process.Scale = nil
 		out.Processes[name] = process

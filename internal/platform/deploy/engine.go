@@ -175,6 +175,7 @@ func specOf(req *Request, app *v1alpha1.App, latest *v1alpha1.Release) v1alpha1.
 		if len(out.Domains) == 0 {
 			out.Domains = app.Spec.Domains // a file without the key leaves them to `gantry domain`
 		}
+		keepAddons(&out, app.Spec.Addons, func(a v1alpha1.Addon) bool { return a.Added })
 	}
 	if req.Expires != nil {
 		out.Expires = &metav1.Time{Time: req.Expires.UTC().Truncate(time.Second)}
@@ -183,6 +184,19 @@ func specOf(req *Request, app *v1alpha1.App, latest *v1alpha1.Release) v1alpha1.
 		out.Restarts = max(out.Restarts, latest.Spec.Content.Restarts) + 1
 	}
 	return out
+}
+
+// keepAddons adds those addons of an application that the spec does not name.
+func keepAddons(spec *v1alpha1.AppSpec, have map[string]v1alpha1.Addon, keep func(v1alpha1.Addon) bool) {
+	for name, addon := range have {
+		if _, named := spec.Addons[name]; named || !keep(addon) {
+			continue
+		}
+		if spec.Addons == nil {
+			spec.Addons = map[string]v1alpha1.Addon{}
+		}
+		spec.Addons[name] = addon
+	}
 }
 
 func failedPhase(phase string) bool {
@@ -202,6 +216,9 @@ func content(spec *v1alpha1.AppSpec) *v1alpha1.AppSpec {
 	out := spec.DeepCopy()
 	out.Domains, out.Source, out.Expires, out.Rollout, out.Build = nil, nil, nil, nil, nil
 	out.Restarts, out.Suspended = 0, false
+	for name, addon := range out.Addons { // all else of them acts at once
+		out.Addons[name] = v1alpha1.Addon{Type: addon.Type}
+	}
 	for name, process := range out.Processes {
 		process.Scale = nil
 		out.Processes[name] = process

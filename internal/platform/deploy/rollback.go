@@ -38,6 +38,12 @@ func RollBack(app *v1alpha1.App, to *v1alpha1.Release) {
 	now := app.Spec
 	app.Spec = *to.Spec.Content.DeepCopy()
 	app.Spec.Domains, app.Spec.Expires, app.Spec.Restarts, app.Spec.Suspended = now.Domains, now.Expires, now.Restarts, now.Suspended
+	for name := range app.Spec.Addons { // data is not rolled back, nor is what holds it taken away
+		if addon, there := now.Addons[name]; there {
+			app.Spec.Addons[name] = addon
+		}
+	}
+	keepAddons(&app.Spec, now.Addons, func(v1alpha1.Addon) bool { return true })
 	for name, process := range app.Spec.Processes {
 		if current, same := now.Processes[name]; same {
 			process.Scale = current.Scale
