@@ -28,7 +28,7 @@ func (a *app) applicationCommands() []*cobra.Command {
 		a.initCommand(), a.deployCommand(), a.planCommand(), a.whyCommand(),
 		a.appCommand(), a.openCommand(), a.logsCommand(), a.psCommand(), a.restartCommand(), a.scaleCommand(), a.runCommand(), a.execCommand(),
 		a.releaseCommand(), a.rollbackCommand(), a.promoteCommand(), a.abortCommand(),
-		a.envCommand(), a.secretCommand(), a.domainCommand(), a.volumeCommand(),
+		a.envCommand(), a.secretCommand(), a.domainCommand(), a.volumeCommand(), a.addonCommand(),
 	}
 }
 
