@@ -78,7 +78,7 @@ func Image(opts Options, program, binary string) (v1.Image, error) {
 		Entrypoint: []string{"/app/" + program},
 		Cmd:        opts.Args,
 		User:       fmt.Sprintf("%d:%d", nonroot, nonroot),
-		WorkingDir: "/",
+		WorkingDir: "/app", // so that a command may be written as ./NAME
 		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/app", "HOME=/tmp"},
 	}
 	if opts.Commit != "" {
