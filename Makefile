@@ -23,7 +23,7 @@ export CGO_ENABLED := 0
 # No other flags here: with flags that differ from a plain "go test", all of Kubernetes would be
 # compiled twice. Releases add -trimpath.
 # Modules beside the main one that have tests; each is tested if it is there.
-MODULES := $(patsubst %/go.mod,%,$(wildcard api/go.mod sdk/go.mod))
+MODULES := $(patsubst %/go.mod,%,$(wildcard api/go.mod sdk/go.mod examples/tasks/go.mod))
 
 ##@ Use
 .PHONY: help

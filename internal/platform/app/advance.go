@@ -136,6 +136,9 @@ func (s situation) begin(out *step) {
 	if rollout := s.app.Spec.Rollout; rollout == nil || rollout.Strategy != v1alpha1.RolloutCanary || s.history.live == nil || s.stopped {
 		return
 	}
+	if s.history.returnsTo(s.history.next) != nil {
+		return // it served before, and who goes back to it wants it now
+	}
 	before, ok := render.Processes(&s.history.live.Spec.Content)[v1alpha1.WebProcess]
 	now, too := render.Processes(content)[v1alpha1.WebProcess]
 	switch {

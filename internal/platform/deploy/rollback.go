@@ -37,6 +37,7 @@ func RollbackTarget(releases []v1alpha1.Release, number int64) (*v1alpha1.Releas
 func RollBack(app *v1alpha1.App, to *v1alpha1.Release) {
 	now := app.Spec
 	app.Spec = *to.Spec.Content.DeepCopy()
+	app.Spec.Rollout = now.Rollout
 	app.Spec.Domains, app.Spec.Expires, app.Spec.Restarts, app.Spec.Suspended = now.Domains, now.Expires, now.Restarts, now.Suspended
 	for name := range app.Spec.Addons { // data is not rolled back, nor is what holds it taken away
 		if addon, there := now.Addons[name]; there {
