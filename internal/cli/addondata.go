@@ -172,14 +172,14 @@ func (a *app) loaded(ctx context.Context, t *addonTarget) error {
 		}
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
-		err := t.cluster.Await(ctx, t.key.Namespace, &corev1.PodList{}, func() (bool, error) {
+		err := t.cluster.Await(ctx, t.key.Namespace, func() (bool, error) {
 			pod := &corev1.Pod{}
 			err := t.cluster.Client.Get(ctx, keyOf(t.pod), pod)
 			if apierrors.IsNotFound(err) {
 				return false, nil
 			}
 			return err == nil && pod.UID != before && stateOf(pod) == "running", err
-		})
+		}, &corev1.PodList{})
 		if err != nil {
 			return fmt.Errorf("wait until %s runs with the new data: %w", t.name, err)
 		}

@@ -25,7 +25,11 @@ func (cp *ControlPlane) runAddons(ctx context.Context) error {
 	if slices.Contains(cp.opts.WithoutControllers, addonController) {
 		return nil
 	}
-	c, informers, err := cp.AsPlatform(platformUser(addonController), addonController)
+	account := platformUser(addonController)
+	if err := cp.awaitRight(ctx, account, v1alpha1.Group, "apps"); err != nil {
+		return err
+	}
+	c, informers, err := cp.AsPlatform(account, addonController)
 	if err != nil {
 		return err
 	}
