@@ -37,7 +37,7 @@ func (a *app) kubectlCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := config.Load(config.Options{Flags: flags, Environ: a.env.Environ})
+			c, err := config.Load(config.Options{Flags: flags, Environ: a.settings()})
 			if err != nil {
 				return withCode(exitUsage, err)
 			}

@@ -92,7 +92,7 @@ const (
 // load reads the configuration. Commands that only need to find the node's files pass light: then the
 // machine is not asked for its name and addresses.
 func (a *app) load(cmd *cobra.Command, light bool) (config.Config, error) {
-	opts := config.Options{Flags: cmd.Flags(), Environ: a.env.Environ, ReadFile: os.ReadFile}
+	opts := config.Options{Flags: cmd.Flags(), Environ: a.settings(), ReadFile: os.ReadFile}
 	if !light {
 		opts.Hostname, opts.NodeIP = os.Hostname, config.HostNodeIP
 	}

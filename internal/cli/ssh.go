@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,10 +51,18 @@ func (p *sshPlace) String() string {
 	return u.String()
 }
 
+// sshVariable names the program in the place of ssh. It is the command line's alone: settings refuse variables that they do not know.
+const sshVariable = "GANTRY_SSH_COMMAND"
+
+// settings is the environment as settings read it.
+func (a *app) settings() []string {
+	return slices.DeleteFunc(slices.Clone(a.env.Environ), func(entry string) bool { return strings.HasPrefix(entry, sshVariable+"=") })
+}
+
 // sshCommand runs the system's ssh, so that keys, agent, settings and known hosts are those that the user has. Without a terminal it
 // asks nothing. GANTRY_SSH_COMMAND names another program with arguments, as GIT_SSH_COMMAND does for git.
 func (a *app) sshCommand(ctx context.Context, place *sshPlace, options ...string) *exec.Cmd {
-	words := strings.Fields(cmp.Or(a.getenv("GANTRY_SSH_COMMAND"), "ssh"))
+	words := strings.Fields(cmp.Or(a.getenv(sshVariable), "ssh"))
 	args := append(words[1:], "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
 	if !a.env.IsTerminal {
 		args = append(args, "-o", "BatchMode=yes")
