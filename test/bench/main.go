@@ -64,7 +64,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&opts.bin, "bin", os.Getenv("GANTRY_TEST_BIN"), "folder with the gantry program")
 	flags.StringVar(&opts.module, "upstream", "upstream/programs", "folder of the module that pins upstream's programs")
 	flags.StringVar(&opts.cache, "cache", "../.cache/upstream", "folder that keeps upstream's built programs")
-	flags.StringVar(&only, "only", "", "parts to run, separated by commas (without it: all but "+partScale+", "+partLarge+" and "+partGateway+"; the last runs alone): "+strings.Join(parts(), ","))
+	flags.StringVar(&only, "only", "", "parts to run, separated by commas (without it: all but "+partScale+", "+partLarge+", "+partGateway+" and "+partApplication+"; the last two run alone): "+strings.Join(parts(), ","))
 	flags.BoolVar(&opts.gantryOnly, "gantry-only", false, "leave upstream out")
 	flags.BoolVar(&opts.controlOnly, "no-node", false, "leave out what needs containers")
 	flags.IntVar(&opts.rounds, "rounds", 3, "rounds of each operation")

@@ -37,7 +37,7 @@ const (
 
 // parts are the names that -only takes.
 func parts() []string {
-	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge, partGateway}
+	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge, partGateway, partApplication}
 }
 
 // bench is one run.
@@ -55,6 +55,9 @@ type bench struct {
 func run(ctx context.Context, opts options, out, progress io.Writer) (err error) {
 	if slices.Equal(opts.only, []string{partGateway}) {
 		return measureGateway(ctx, opts, out)
+	}
+	if slices.Equal(opts.only, []string{partApplication}) {
+		return measureApplication(ctx, opts, out, progress)
 	}
 	dir, err := os.MkdirTemp("", "gbench")
 	if err != nil {
