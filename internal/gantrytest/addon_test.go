@@ -20,6 +20,7 @@ import (
 	"gantry.dev/gantry/internal/controller"
 	"gantry.dev/gantry/internal/controller/controllertest"
 	"gantry.dev/gantry/internal/platform/addon"
+	"gantry.dev/gantry/internal/volume/local"
 )
 
 // inAddons runs f on a control plane whose controller of addons crashes after so many writes; 0 is never.
@@ -28,6 +29,7 @@ func inAddons(t *testing.T, crashEvery int, f func(p *platformTest)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := Start(t, Options{Nodes: 1, WithoutControllers: []string{"gantry-addon", "gantry-app", "node-controller"}})
 		defer c.Stop()
+		c.annotate("node-0", map[string]string{local.DirAnnotation: "/data/volumes"})
 		<-c.ControlPlane.Platform()
 		admin := &user.DefaultInfo{Name: user.APIServerUser, Groups: []string{user.SystemPrivilegedGroup}}
 		apps, _, err := c.ControlPlane.AsPlatform(admin, "test")

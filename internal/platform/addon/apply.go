@@ -112,13 +112,14 @@ func setContent(next, wanted client.Object) bool {
 		n.Spec.Selector, n.Spec.Ports = w.Spec.Selector, w.Spec.Ports
 		return differs
 	case *appsv1.StatefulSet:
+		// A cluster may drop fields that it does not know, so what it holds is no measure.
 		w := wanted.(*appsv1.StatefulSet)
-		differs := !equality.Semantic.DeepDerivative(w.Spec, n.Spec)
+		differs := n.Annotations[annotationRendered] != w.Annotations[annotationRendered]
 		n.Spec.Replicas, n.Spec.Template = w.Spec.Replicas, w.Spec.Template
 		return differs
 	case *batchv1.CronJob:
 		w := wanted.(*batchv1.CronJob)
-		differs := !equality.Semantic.DeepDerivative(w.Spec, n.Spec)
+		differs := n.Annotations[annotationRendered] != w.Annotations[annotationRendered]
 		n.Spec = w.Spec
 		return differs
 	}
