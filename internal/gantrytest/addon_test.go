@@ -151,6 +151,7 @@ func testAddonLife(p *platformTest) {
 // TestAddonOfTheRelease stays while the release that serves has it.
 func TestAddonOfTheRelease(t *testing.T) {
 	inAddons(t, 0, func(p *platformTest) {
+		t := p.t
 		one := shop("shop:1")
 		one.Spec.Addons = map[string]v1alpha1.Addon{"cache": {Type: "redis"}}
 		p.create(one)
