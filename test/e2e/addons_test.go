@@ -27,18 +27,11 @@ spec:
 
 // TestAddons runs the real postgres and redis.
 func TestAddons(t *testing.T) {
-	images, err := filepath.Abs("../../.cache/addons")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(t.Context(), "../addonimages.sh", images).CombinedOutput(); err != nil {
-		t.Skipf("the images cannot be made of Debian's packages: %v\n%s", err, out)
-	}
+	images := addonImages(t)
 	c := newCluster(t)
 	c.up(t)
 	c.load(t, false)
-	c.mustGantry(t, "image", "load", filepath.Join(images, "postgres.tar"))
-	c.mustGantry(t, "image", "load", filepath.Join(images, "redis.tar"))
+	c.loadAddons(t, images)
 	ns := c.namespace(t, "shop")
 	eventually(t, "applications are served", 10*time.Second, func() error {
 		if r := c.try(t, "get", "apps", "-n", ns); r.code != 0 {
@@ -46,8 +39,6 @@ func TestAddons(t *testing.T) {
 		}
 		return nil
 	})
-	c.apply(t, "gantry-system", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: platform}\n"+
-		"data: {addon.postgres.15: \"docker.io/library/postgres:e2e\", addon.redis.7: \"docker.io/library/redis:e2e\"}\n")
 	c.apply(t, ns, addonsApp)
 	a := &addonsTest{c: c, t: t, ns: ns}
 	c.released(t, ns, 1, "Live", "")
@@ -58,6 +49,36 @@ func TestAddons(t *testing.T) {
 	a.roundTrip()
 	a.backUp()
 	a.removeAndAdd()
+}
+
+// addonImages makes the images of postgres and redis, and skips the test where Debian's packages cannot be had.
+func addonImages(t *testing.T) string {
+	t.Helper()
+	folder, err := filepath.Abs("../../.cache/addons")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "../addonimages.sh", folder).CombinedOutput(); err != nil {
+		t.Skipf("the images cannot be made of Debian's packages: %v\n%s", err, out)
+	}
+	return folder
+}
+
+// loadAddons gives the node the images, and names them as those of every version.
+func (c *cluster) loadAddons(t *testing.T, folder string) {
+	t.Helper()
+	c.mustGantry(t, "image", "load", filepath.Join(folder, "postgres.tar"))
+	c.mustGantry(t, "image", "load", filepath.Join(folder, "redis.tar"))
+	const postgres, redis = "docker.io/library/postgres:e2e", "docker.io/library/redis:e2e"
+	settings := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: platform}\n" +
+		fmt.Sprintf("data: {addon.postgres.15: %q, addon.postgres.17: %[1]q, addon.redis.7: %[2]q}\n", postgres, redis)
+	eventually(t, "the platform's namespace is there", 10*time.Second, func() error {
+		if r := c.try(t, "get", "namespace", "gantry-system"); r.code != 0 {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
+	c.apply(t, "gantry-system", settings)
 }
 
 type addonsTest struct {

@@ -40,8 +40,10 @@ func TestTour(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("the example is compiled by this machine's go, which is missing")
 	}
+	images := addonImages(t)
 	c := newCluster(t)
 	c.up(t)
+	c.loadAddons(t, images)
 	tr := &tour{cluster: c, folder: filepath.Join(t.TempDir(), "tasks"), env: goEnvironment(t)}
 	if err := os.CopyFS(tr.folder, os.DirFS("../../examples/tasks")); err != nil {
 		t.Fatal(err)
@@ -52,7 +54,6 @@ func TestTour(t *testing.T) {
 			c.explainNamespace(t, "default")
 		}
 	})
-	tr.database(t)
 	for _, step := range []struct {
 		name string
 		run  func(*tour, *testing.T)
