@@ -51,9 +51,6 @@ image() { # NAME PACKAGE...
     for applet in sh cat cut chmod date echo grep head ls mkdir mv rm sed sha256sum sleep sync tail test true id env ps kill printf tr wc; do
         [ -e "$root/usr/bin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
     done
-    for tool in redis-check-rdb redis-check-aof; do
-        [ ! -e "$root/usr/bin/redis-server" ] || ln -sf redis-server "$root/usr/bin/$tool"
-    done
     echo "root:x:0:0::/:/bin/sh
 $name:x:999:999::/data:/bin/sh" >"$root/etc/passwd"
     echo "root:x:0:
