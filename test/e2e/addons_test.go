@@ -131,7 +131,7 @@ func (a *addonsTest) environment() {
 	a.t.Helper()
 	eventually(a.t, "the process prints its environment", 30*time.Second, func() error {
 		out := a.c.try(a.t, "logs", "-n", a.ns, "-l", "gantry.dev/process=worker").stdout
-		if !strings.Contains(out, "postgres://app:") || !strings.Contains(out, "@shop-db:5432/app\n") || !strings.Contains(out, "@shop-cache:6379/0\n") {
+		if !strings.Contains(out, "postgres://app:") || !strings.Contains(out, "@shop-db:5432/app?sslmode=disable\n") || !strings.Contains(out, "@shop-cache:6379/0\n") {
 			return fmt.Errorf("its log is %q", out)
 		}
 		return nil

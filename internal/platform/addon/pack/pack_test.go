@@ -58,7 +58,7 @@ func TestCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"DATABASE_URL": "postgres://app:secret@shop-my-db:5432/app", "MY_DB_URL": "postgres://app:secret@shop-my-db:5432/app",
+		"DATABASE_URL": "postgres://app:secret@shop-my-db:5432/app?sslmode=disable", "MY_DB_URL": "postgres://app:secret@shop-my-db:5432/app?sslmode=disable",
 		"MY_DB_HOST": "shop-my-db", "MY_DB_PORT": "5432", "MY_DB_USER": "app", "MY_DB_NAME": "app", "MY_DB_PASSWORD": "secret",
 	}
 	if diff := cmp.Diff(want, p.Credentials("my-db", "shop-my-db", "secret", true)); diff != "" {
