@@ -82,6 +82,10 @@ func (w *world) namespace(t *testing.T, labels map[string]string) string {
 	if _, err := w.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	w.Eventually("the config map that every namespace has", func() error { // webhooks would be asked about it in the middle of a test
+		_, err := w.CoreV1().ConfigMaps(name).Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{})
+		return err
+	})
 	return name
 }
 

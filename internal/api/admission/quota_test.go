@@ -50,10 +50,6 @@ func (w *world) used(t *testing.T, ns string, name corev1.ResourceName, want str
 func TestQuota(t *testing.T) {
 	w := start(t, gantrytest.Options{})
 	ns, free := w.namespace(t, nil), w.namespace(t, nil)
-	w.Eventually("the namespace's own config map", func() error {
-		_, err := w.CoreV1().ConfigMaps(ns).Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{})
-		return err
-	})
 	w.quota(t, ns, map[corev1.ResourceName]string{
 		"pods": "2", "requests.cpu": "1", "configmaps": "3", "count/deployments.apps": "1", "services.nodeports": "1", "count/leases.coordination.k8s.io": "1",
 	})
