@@ -1,6 +1,7 @@
 package gantrytest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,6 +64,7 @@ func TestImageRights(t *testing.T) {
 		if _, err := root.RbacV1().RoleBindings(project).Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		mayPull(t, c, root, project, subject)
 	}
 	person := func(name string) rbacv1.Subject {
 		return rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: name}
@@ -80,6 +83,7 @@ func TestImageRights(t *testing.T) {
 	if _, err := root.RbacV1().RoleBindings("shop").Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	mayPull(t, c, root, "shop", person("ci"))
 	content := "layer"
 	d := digest.FromString(content)
 	rootConfig := c.Config("root", "system:masters")
@@ -161,6 +165,26 @@ func TestImageRights(t *testing.T) {
 		if code, _, _ := imageRequest(t, rootConfig, "GET", "/v2/other/web/blobs/"+d.String(), "", "Impersonate-User", "viewer"); code != 403 {
 			t.Errorf("root as viewer = %d", code)
 		}
+	})
+}
+
+// mayPull waits until the authorizer has heard that somebody may pull images of a project.
+func mayPull(t *testing.T, c *Cluster, root *kubernetes.Clientset, project string, subject rbacv1.Subject) {
+	t.Helper()
+	who := subject.Name
+	if subject.Kind == rbacv1.ServiceAccountKind {
+		who = "system:serviceaccount:" + subject.Namespace + ":" + subject.Name
+	}
+	c.Eventually(who+" may pull images of "+project, func() error {
+		review, err := root.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
+			Spec: authorizationv1.SubjectAccessReviewSpec{User: who, ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: project, Verb: "get", Group: "registry.gantry.dev", Resource: "images", Name: "web",
+			}},
+		}, metav1.CreateOptions{})
+		if err == nil && !review.Status.Allowed {
+			err = errors.New("not yet")
+		}
+		return err
 	})
 }
 
