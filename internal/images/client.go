@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
+
+	"gantry.dev/gantry/internal/lifecycle"
 )
 
 // ClientOptions say where the registry is. HTTP and URL are needed.
@@ -168,8 +170,8 @@ func (c *Client) PushBlob(ctx context.Context, repo Repository, d digest.Digest,
 			failed.Status == http.StatusInsufficientStorage || tries >= c.opts.Retries || ctx.Err() != nil {
 			return err
 		}
-		if err := pause(ctx, c.opts.Wait<<tries); err != nil {
-			return err
+		if !lifecycle.Pause(ctx, c.opts.Wait<<tries) {
+			return ctx.Err()
 		}
 		tries++
 		if there, err := c.uploaded(ctx, at); err == nil {
@@ -218,17 +220,6 @@ func (c *Client) uploaded(ctx context.Context, at string) (int64, error) {
 		return 0, nil
 	}
 	return n + 1, nil
-}
-
-func pause(ctx context.Context, wait time.Duration) error {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // PushManifest puts a manifest whose parts are there. reference is a tag or the digest.

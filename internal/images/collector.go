@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -176,34 +177,34 @@ func (c *Collector) keepWorkloads(ctx context.Context, keep *Keep) error {
 		if err := c.opts.Reader.List(ctx, list); err != nil {
 			return fmt.Errorf("list workloads: %w", err)
 		}
-		switch list := list.(type) {
-		case *appsv1.DeploymentList:
-			for i := range list.Items {
-				keep.addPod(&list.Items[i].Spec.Template.Spec)
-			}
-		case *appsv1.ReplicaSetList:
-			for i := range list.Items {
-				keep.addPod(&list.Items[i].Spec.Template.Spec)
-			}
-		case *appsv1.StatefulSetList:
-			for i := range list.Items {
-				keep.addPod(&list.Items[i].Spec.Template.Spec)
-			}
-		case *appsv1.DaemonSetList:
-			for i := range list.Items {
-				keep.addPod(&list.Items[i].Spec.Template.Spec)
-			}
-		case *batchv1.JobList:
-			for i := range list.Items {
-				keep.addPod(&list.Items[i].Spec.Template.Spec)
-			}
-		case *batchv1.CronJobList:
-			for i := range list.Items {
-				keep.addPod(&list.Items[i].Spec.JobTemplate.Spec.Template.Spec)
-			}
+		err := meta.EachListItem(list, func(obj runtime.Object) error {
+			keep.addPod(podOf(obj))
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("look at workloads: %w", err)
 		}
 	}
 	return nil
+}
+
+// podOf is what a workload makes its pods of.
+func podOf(workload runtime.Object) *corev1.PodSpec {
+	switch w := workload.(type) {
+	case *appsv1.Deployment:
+		return &w.Spec.Template.Spec
+	case *appsv1.ReplicaSet:
+		return &w.Spec.Template.Spec
+	case *appsv1.StatefulSet:
+		return &w.Spec.Template.Spec
+	case *appsv1.DaemonSet:
+		return &w.Spec.Template.Spec
+	case *batchv1.Job:
+		return &w.Spec.Template.Spec
+	case *batchv1.CronJob:
+		return &w.Spec.JobTemplate.Spec.Template.Spec
+	}
+	panic(fmt.Sprintf("images: %T has no pods", workload)) // the list of kinds above is all there is
 }
 
 // platform lists objects of gantry.dev; where the kind is not installed there are none.

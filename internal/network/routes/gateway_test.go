@@ -101,19 +101,7 @@ func newWay(t testing.TB) *way {
 
 func (w *way) run() (stop func()) {
 	w.t.Helper()
-	f, err := New(w.api, w.api, w.opts)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- f.Run(ctx) }()
-	return func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Error(err)
-		}
-	}
+	return runFeeder(w.t, w.api, w.api, w.opts)
 }
 
 // backend answers with its name.

@@ -133,9 +133,15 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) run() (stop func()) {
 	w.t.Helper()
-	f, err := New(w.api, w.inf, w.opts)
+	return runFeeder(w.t, w.api, w.inf, w.opts)
+}
+
+// runFeeder runs a feeder until stop is called, and wants it to end well.
+func runFeeder(t testing.TB, api client.Reader, inf Informers, opts Options) (stop func()) {
+	t.Helper()
+	f, err := New(api, inf, opts)
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -143,7 +149,7 @@ func (w *world) run() (stop func()) {
 	return func() {
 		cancel()
 		if err := <-done; err != nil {
-			w.t.Error(err)
+			t.Error(err)
 		}
 	}
 }
