@@ -3,5 +3,5 @@
 //
 // scripts/build-programs.sh fills bin/GOOS_GOARCH before gantry is built; that folder is
 // not in the repository, and without it the package compiles and says what is missing.
-// Start at Unpack.
+// Start at Open.
 package programs

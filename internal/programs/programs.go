@@ -12,8 +12,10 @@ import (
 	"path"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -35,97 +37,78 @@ const index = "INDEX"
 // ErrNotBuiltIn says that a binary was built without a program that is needed.
 var ErrNotBuiltIn = errors.New("program is not built in: run 'make build', which builds and embeds it")
 
-// Paths are the unpacked programs by name.
-type Paths map[string]string
-
-// Path returns where a program is, or an ErrNotBuiltIn.
-func (p Paths) Path(name string) (string, error) {
-	if found, ok := p[name]; ok {
-		return found, nil
-	}
-	return "", fmt.Errorf("%s: %w", name, ErrNotBuiltIn)
-}
-
 // program is one line of the index.
 type program struct {
 	name, sum, version string
 	size               int64
 }
 
-// Unpack writes the embedded programs into a folder below dir that is named after their
-// contents and returns their paths. What is there already is kept, so a second call costs
-// next to nothing; a folder that is there is complete, because it appears in one step.
-// Older folders stay: running shims were started from them.
-func Unpack(dir string) (Paths, error) { return unpack(embedded, folder, dir) }
+// Set is the embedded programs, and the folder that they are unpacked into. Its methods may be called at the same time.
+type Set struct {
+	files    fs.FS
+	from     string
+	folder   string // named after the contents of all programs
+	programs []program
 
-func unpack(files fs.FS, from, dir string) (Paths, error) {
+	mu sync.Mutex // held while programs are unpacked
+}
+
+// Open reads the list of embedded programs; they go into a folder below dir that is named after their contents. Older folders
+// stay: running shims were started from them. Nothing is written before Unpack.
+func Open(dir string) (*Set, error) { return open(embedded, folder, dir) }
+
+func open(files fs.FS, from, dir string) (*Set, error) {
 	listing, programs, err := readIndex(files, from)
 	if err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(listing)
-	target := filepath.Join(dir, hex.EncodeToString(sum[:8]))
-	paths := Paths{}
-	for _, p := range programs {
-		paths[p.name] = filepath.Join(target, p.name)
-	}
-	if complete(target, programs) {
-		return paths, nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("unpack programs: %w", err)
-	}
-	temp, err := os.MkdirTemp(dir, ".unpack-")
-	if err != nil {
-		return nil, fmt.Errorf("unpack programs: %w", err)
-	}
-	defer os.RemoveAll(temp)
-	if err := os.Chmod(temp, 0o755); err != nil {
-		return nil, fmt.Errorf("unpack programs: %w", err)
-	}
-	for _, p := range programs {
-		if err := unpackOne(files, path.Join(from, p.name+".zst"), filepath.Join(temp, p.name), p); err != nil {
-			return nil, fmt.Errorf("unpack %s: %w", p.name, err)
-		}
-	}
-	if err := publish(temp, target, programs); err != nil {
-		return nil, fmt.Errorf("unpack programs: %w", err)
-	}
-	return paths, nil
+	return &Set{files: files, from: from, folder: filepath.Join(dir, hex.EncodeToString(sum[:8])), programs: programs}, nil
 }
 
-// publish moves the unpacked folder to its name for good and makes that durable.
-func publish(temp, target string, programs []program) error {
-	if err := syncDir(temp); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, target); err != nil {
-		if complete(target, programs) { // another process was quicker
-			return nil
-		}
-		// A damaged folder of that name, by hand or by a full disk.
-		if err := os.RemoveAll(target); err != nil {
-			return err
-		}
-		if err := os.Rename(temp, target); err != nil {
-			return err
+// Path returns where a program is once it is unpacked, or an ErrNotBuiltIn.
+func (s *Set) Path(name string) (string, error) {
+	for _, p := range s.programs {
+		if p.name == name {
+			return filepath.Join(s.folder, name), nil
 		}
 	}
-	return syncDir(filepath.Dir(target))
+	return "", fmt.Errorf("%s: %w", name, ErrNotBuiltIn)
 }
 
-// complete reports whether all programs are in dir with the right size and executable.
-func complete(dir string, programs []program) bool {
-	for _, p := range programs {
-		info, err := os.Stat(filepath.Join(dir, p.name))
-		if err != nil || info.Size() != p.size || info.Mode().Perm()&0o111 == 0 {
-			return false
+// Unpack writes programs where Path says. Each appears in one step, so one that is there is whole, and costs next to nothing.
+func (s *Set) Unpack(names ...string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	written := false
+	for _, p := range s.programs {
+		if !slices.Contains(names, p.name) || s.has(p) {
+			continue
 		}
+		if err := os.MkdirAll(s.folder, 0o755); err != nil {
+			return fmt.Errorf("unpack %s: %w", p.name, err)
+		}
+		if err := unpackOne(s.files, path.Join(s.from, p.name+".zst"), filepath.Join(s.folder, p.name), p); err != nil {
+			return fmt.Errorf("unpack %s: %w", p.name, err)
+		}
+		written = true
 	}
-	return len(programs) > 0
+	if !written {
+		return nil
+	}
+	if err := errors.Join(syncDir(s.folder), syncDir(filepath.Dir(s.folder))); err != nil {
+		return fmt.Errorf("unpack programs: %w", err)
+	}
+	return nil
 }
 
-// unpackOne decompresses one program into target and checks it.
+// has reports whether a program is there with the right size and executable.
+func (s *Set) has(p program) bool {
+	info, err := os.Stat(filepath.Join(s.folder, p.name))
+	return err == nil && info.Size() == p.size && info.Mode().Perm()&0o111 != 0
+}
+
+// unpackOne decompresses one program beside target, checks it, and moves it there.
 func unpackOne(files fs.FS, from, target string, p program) error {
 	packed, err := files.Open(from)
 	if err != nil {
@@ -137,10 +120,11 @@ func unpackOne(files fs.FS, from, target string, p program) error {
 		return err
 	}
 	defer decoder.Close()
-	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	out, err := os.CreateTemp(filepath.Dir(target), ".unpack-")
 	if err != nil {
 		return err
 	}
+	defer os.Remove(out.Name()) // nothing, once it was moved
 	defer out.Close()
 	hash := sha256.New()
 	if _, err := io.Copy(io.MultiWriter(out, hash), decoder); err != nil {
@@ -149,10 +133,10 @@ func unpackOne(files fs.FS, from, target string, p program) error {
 	if got := hex.EncodeToString(hash.Sum(nil)); got != p.sum {
 		return fmt.Errorf("its contents have SHA-256 %s, want %s", got, p.sum)
 	}
-	if err := out.Sync(); err != nil {
+	if err := errors.Join(out.Chmod(0o755), out.Sync(), out.Close()); err != nil {
 		return err
 	}
-	return out.Close()
+	return os.Rename(out.Name(), target)
 }
 
 func syncDir(dir string) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -30,14 +31,23 @@ func fakeBin(t *testing.T, contents, sumOf string) fstest.MapFS {
 	}
 }
 
-func TestUnpack(t *testing.T) {
-	dir := t.TempDir()
-	files := fakeBin(t, "program", "program")
-	paths, err := unpack(files, "bin", dir)
+// opened is a set of dir whose programs are unpacked.
+func opened(t *testing.T, files fstest.MapFS, dir string) *Set {
+	t.Helper()
+	set, err := open(files, "bin", dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	path, err := paths.Path("tool")
+	if err := set.Unpack("tool", "unknown"); err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+func TestUnpack(t *testing.T) {
+	dir := t.TempDir()
+	files := fakeBin(t, "program", "program")
+	path, err := opened(t, files, dir).Path("tool")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,46 +63,55 @@ func TestUnpack(t *testing.T) {
 		return info
 	}
 	first := check()
-	if _, err := unpack(files, "bin", dir); err != nil {
-		t.Fatal(err)
-	}
+	opened(t, files, dir)
 	if second := check(); !os.SameFile(first, second) {
 		t.Error("a second Unpack wrote the program again")
 	}
 	if err := os.Truncate(path, 3); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := unpack(files, "bin", dir); err != nil {
-		t.Fatal(err)
-	}
+	opened(t, files, dir)
 	check()
-	other, err := unpack(fakeBin(t, "newer", "newer"), "bin", dir)
-	if err != nil || other["tool"] == path {
-		t.Errorf("another program has path %s, %v; want another than %s", other["tool"], err, path)
+	other, err := opened(t, fakeBin(t, "newer", "newer"), dir).Path("tool")
+	if err != nil || other == path {
+		t.Errorf("another program has path %s, %v; want another than %s", other, err, path)
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), ".") }) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
 		t.Errorf("leftovers in %v, %v", entries, err)
 	}
 }
 
 func TestUnpackRefuses(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := unpack(fakeBin(t, "program", "something else"), "bin", dir); err == nil || !strings.Contains(err.Error(), "SHA-256") {
-		t.Errorf("Unpack of a damaged program: %v", err)
-	}
-	paths, err := unpack(fstest.MapFS{"bin/.gitkeep": {}}, "bin", dir)
+	damaged, err := open(fakeBin(t, "program", "something else"), "bin", dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := paths.Path(Runc); !errors.Is(err, ErrNotBuiltIn) {
+	if err := damaged.Unpack("tool"); err == nil || !strings.Contains(err.Error(), "SHA-256") {
+		t.Errorf("Unpack of a damaged program: %v", err)
+	}
+	if path, err := damaged.Path("tool"); err != nil {
+		t.Error(err)
+	} else if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a damaged program is at %s: %v", path, err)
+	}
+	none, err := open(fstest.MapFS{"bin/.gitkeep": {}}, "bin", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := none.Path(Runc); !errors.Is(err, ErrNotBuiltIn) {
 		t.Errorf("path of a program that is not built in: %v", err)
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := unpack(fakeBin(t, "program", "program"), "bin", filepath.Join(file, "sub")); err == nil {
+	below, err := open(fakeBin(t, "program", "program"), "bin", filepath.Join(file, "sub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := below.Unpack("tool"); err == nil {
 		t.Error("Unpack below a file succeeded")
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/api/auth"
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/controller/serviceaccount"
@@ -25,38 +26,31 @@ import (
 
 // systemNamespaces are in every cluster.
 func systemNamespaces() []string {
-	return []string{metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease, metav1.NamespaceDefault}
+	return []string{metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease, metav1.NamespaceDefault, v1alpha1.PlatformNamespace}
 }
 
 // bootstrap makes what every cluster has. It is repeated at each start and changes nothing
 // that is as it should be.
 func (cp *ControlPlane) bootstrap(ctx context.Context) error {
+	var namespaces []ctrlclient.Object
 	for _, name := range systemNamespaces() {
-		if err := cp.ensure(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
-			return err
-		}
+		namespaces = append(namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}
-	for _, obj := range []ctrlclient.Object{edgeRole(), metricsRole(), customMetricsRole(), localVolumesRole(), tokenTracking()} {
-		if err := cp.ensure(ctx, obj); err != nil {
-			return err
-		}
+	if err := cp.ensureAll(ctx, namespaces); err != nil {
+		return err
 	}
+	objects := []ctrlclient.Object{edgeRole(), metricsRole(), customMetricsRole(), localVolumesRole(), tokenTracking()}
 	for _, role := range imageRoles() {
-		if err := cp.ensure(ctx, role); err != nil {
-			return err
-		}
+		objects = append(objects, role)
 	}
 	for _, binding := range extraBindings() {
-		if err := cp.ensure(ctx, binding); err != nil {
-			return err
-		}
+		objects = append(objects, binding)
 	}
 	if cp.opts.Gateway != nil {
-		for _, obj := range gatewayObjects() {
-			if err := cp.ensure(ctx, obj); err != nil {
-				return err
-			}
-		}
+		objects = append(objects, gatewayObjects()...)
+	}
+	if err := cp.ensureAll(ctx, objects); err != nil {
+		return err
 	}
 	if err := auth.EnsurePolicy(ctx, cp.admin); err != nil {
 		return err
@@ -96,6 +90,15 @@ func (cp *ControlPlane) ensure(ctx context.Context, obj ctrlclient.Object) error
 		return ctrlclient.IgnoreAlreadyExists(cp.admin.Create(ctx, obj))
 	}
 	return err
+}
+
+// ensureAll is ensure for objects that do not depend on each other: they share the waits for the disk.
+func (cp *ControlPlane) ensureAll(ctx context.Context, objects []ctrlclient.Object) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, obj := range objects {
+		group.Go(func() error { return cp.ensure(ctx, obj) })
+	}
+	return group.Wait()
 }
 
 // ensureSystemObjects makes upstream's priority classes, flow schemas and priority levels. They do

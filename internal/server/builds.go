@@ -52,8 +52,13 @@ func (n *node) buildBuilds() error {
 	}
 	c := n.opts.config
 	network := &buildNetwork{network: n.network, options: podNetworkOptions(c, firstPodCIDR(c.PodCIDR), n.opts.logger)}
+	static, err := n.opts.programs.Path(programs.Static)
+	if err != nil {
+		return err
+	}
 	engine, err := build.NewEngine(build.EngineOptions{
-		Program: program, Runc: runc, Static: n.opts.programs[programs.Static], Dir: c.Path("build"), RunDir: c.Path("run"),
+		Prepare: func() error { return n.opts.programs.Unpack(programs.Build, programs.Static) },
+		Program: program, Runc: runc, Static: static, Dir: c.Path("build"), RunDir: c.Path("run"),
 		Network: network, DNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, Log: n.opts.logger,
 	})
 	if err != nil {

@@ -115,7 +115,7 @@ func portHolder(at netip.AddrPort) (string, bool) {
 	return fmt.Sprintf("%s (pid %d)", process.Name, process.PID), ok
 }
 
-// gatewayObjects are the rights of the gateway's parts, and their namespace.
+// gatewayObjects are the rights of the gateway's parts.
 func gatewayObjects() []ctrlclient.Object {
 	read := []string{"get", "list", "watch"}
 	write := []string{"get", "list", "watch", "create", "update", "patch", "delete"}
@@ -130,13 +130,12 @@ func gatewayObjects() []ctrlclient.Object {
 		}
 	}
 	nodes := rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: read}
-	objects := []ctrlclient.Object{&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: compile.Namespace}}}
-	objects = append(objects, role(gatewayAccount,
+	objects := role(gatewayAccount,
 		rbacv1.PolicyRule{APIGroups: []string{gatewayv1.GroupName}, Resources: []string{"*"}, Verbs: []string{"get", "list", "watch", "create", "update", "patch"}},
 		rbacv1.PolicyRule{APIGroups: []string{networkingv1.GroupName}, Resources: []string{"ingresses", "ingressclasses", "ingresses/status"}, Verbs: []string{"get", "list", "watch", "create", "update", "patch"}},
 		rbacv1.PolicyRule{APIGroups: []string{"apiextensions.k8s.io"}, Resources: []string{"customresourcedefinitions"}, Verbs: []string{"get", "list", "watch", "create", "update"}},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"get", "list", "watch", "create"}},
-	)...)
+	)
 	objects = append(objects, role(certsAccount, nodes)...)
 	objects = append(objects, role(edgeAccount, nodes,
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"nodes", "services"}, Verbs: []string{"get", "patch"}})...)

@@ -46,7 +46,7 @@ type nodeOptions struct {
 	identity     lifecycle.Identity
 	nodeIP       netip.Addr
 	authority    *pki.Authority
-	programs     programs.Paths
+	programs     *programs.Set
 	controlPlane *ControlPlane
 	steps        *lifecycle.Steps
 	logger       *slog.Logger
@@ -63,11 +63,13 @@ type node struct {
 	server  *apiListener // of the agent's API
 	images  *imageServer
 	builds  *buildsPart
+
+	unpacked chan struct{} // closed when the programs that every node needs are there
 }
 
 // newNode wires the parts. Nothing is started.
 func newNode(opts nodeOptions) (*node, error) {
-	n := &node{opts: opts}
+	n := &node{opts: opts, unpacked: make(chan struct{})}
 	for _, build := range []func() error{n.buildRuntime, n.buildNetwork, n.buildAgent, n.buildServer, n.buildBuilds} {
 		if err := build(); err != nil {
 			return nil, err
@@ -78,15 +80,15 @@ func newNode(opts nodeOptions) (*node, error) {
 
 func (n *node) buildRuntime() (err error) {
 	paths := make(map[string]string, 3)
-	for _, name := range []string{"runc", "gantry-shim", "containerd-shim-runc-v2"} {
+	for _, name := range []string{programs.Runc, programs.Shim, programs.RuncShim} {
 		if paths[name], err = n.opts.programs.Path(name); err != nil {
 			return err
 		}
 	}
 	root, state := runtimeDirs(n.opts.config)
 	n.runtime, err = containerd.New(containerd.Options{
-		Root: root, State: state, Runc: paths["runc"], Shim: paths["gantry-shim"],
-		RuncShim: paths["containerd-shim-runc-v2"], Logger: n.opts.logger,
+		Root: root, State: state, Runc: paths[programs.Runc], Shim: paths[programs.Shim],
+		RuncShim: paths[programs.RuncShim], Logger: n.opts.logger,
 		Registry: n.opts.controlPlane.nodeRegistry(n.opts.identity.Name),
 	})
 	if err != nil {
@@ -113,7 +115,7 @@ func (n *node) buildNetwork() error {
 	if err != nil {
 		return err
 	}
-	edge, err := n.opts.programs.Path("gantry-edge")
+	edge, err := n.opts.programs.Path(programs.Edge)
 	if err != nil {
 		return err
 	}
@@ -302,9 +304,27 @@ func (n *node) components() []lifecycle.Component {
 	}
 }
 
+// unpack makes the programs that every node needs, beside the start of the API; then it waits for ctx.
+func (n *node) unpack(ctx context.Context) error {
+	end := n.opts.steps.Begin("programs", "unpacked")
+	err := n.opts.programs.Unpack(programs.Edge, programs.Shim, programs.Runc, programs.RuncShim)
+	end(err)
+	if err != nil {
+		return err
+	}
+	close(n.unpacked)
+	<-ctx.Done()
+	return nil
+}
+
 // runContainers runs the runtime and takes image commands.
 func (n *node) runContainers(ctx context.Context) error {
 	protectProcess(n.opts.logger)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.unpacked:
+	}
 	return runAll(ctx, n.runtime.Run, n.images.Run)
 }
 

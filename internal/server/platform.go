@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -71,11 +70,8 @@ func (cp *ControlPlane) runPlatform(ctx context.Context) error {
 	return built.Run(ctx)
 }
 
-// bootstrapPlatform makes the namespace, the roles and the kinds of the platform. What is as it should be stays untouched.
+// bootstrapPlatform makes the roles and the kinds of the platform. What is as it should be stays untouched.
 func (cp *ControlPlane) bootstrapPlatform(ctx context.Context) error {
-	if err := cp.ensure(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.PlatformNamespace}}); err != nil {
-		return err
-	}
 	for _, role := range append(app.ProjectRoles(), app.ControllerRole(), addon.ControllerRole()) {
 		if err := cp.ensureRole(ctx, role); err != nil {
 			return err

@@ -58,9 +58,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 	if err != nil {
 		return err
 	}
-	end = opts.Steps.Begin("programs", "unpacked")
-	paths, err := programs.Unpack(c.Path("bin"))
-	end(err)
+	embedded, err := programs.Open(c.Path("bin"))
 	if err != nil {
 		return err
 	}
@@ -80,7 +78,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		return err
 	}
 	node, err := newNode(nodeOptions{
-		config: c, identity: opts.Identity, nodeIP: nodeIP, authority: authority, programs: paths,
+		config: c, identity: opts.Identity, nodeIP: nodeIP, authority: authority, programs: embedded,
 		controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
 	})
 	if err != nil {
@@ -110,6 +108,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 		func(ctx context.Context) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
 		},
+		node.unpack,
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) })
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -24,35 +25,43 @@ import (
 // rbac.authorization.kubernetes.io/autoupdate=false is left alone. Then it fills the aggregated roles. Calling it
 // again is cheap and harmless. c must be allowed everything and read its own writes.
 func EnsurePolicy(ctx context.Context, c client.Client) error {
-	p := policyWriter{ctx: ctx, client: c}
+	group, each := errgroup.WithContext(ctx)
+	group.SetLimit(policyWriters)
+	p := policyWriter{ctx: each, client: c}
 	for _, role := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
-		if err := p.role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &role}, "clusterrole "+role.Name); err != nil {
-			return err
-		}
+		group.Go(func() error {
+			return p.role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &role}, "clusterrole "+role.Name)
+		})
 	}
 	for _, binding := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
-		if err := p.binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding}, "clusterrolebinding "+binding.Name); err != nil {
-			return err
-		}
+		group.Go(func() error {
+			return p.binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding}, "clusterrolebinding "+binding.Name)
+		})
 	}
 	for namespace, roles := range bootstrappolicy.NamespaceRoles() {
 		for _, role := range roles {
 			role.Namespace = namespace
-			if err := p.role(reconciliation.RoleRuleOwner{Role: &role}, "role "+namespace+"/"+role.Name); err != nil {
-				return err
-			}
+			group.Go(func() error {
+				return p.role(reconciliation.RoleRuleOwner{Role: &role}, "role "+namespace+"/"+role.Name)
+			})
 		}
 	}
 	for namespace, bindings := range bootstrappolicy.NamespaceRoleBindings() {
 		for _, binding := range bindings {
 			binding.Namespace = namespace
-			if err := p.binding(reconciliation.RoleBindingAdapter{RoleBinding: &binding}, "rolebinding "+namespace+"/"+binding.Name); err != nil {
-				return err
-			}
+			group.Go(func() error {
+				return p.binding(reconciliation.RoleBindingAdapter{RoleBinding: &binding}, "rolebinding "+namespace+"/"+binding.Name)
+			})
 		}
+	}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	return AggregateRoles(ctx, c)
 }
+
+// policyWriters is how many objects of the policy are written at once: they share the waits for the disk.
+const policyWriters = 32
 
 // policyWriter lets upstream's reconciliation work through a client.Client. It lives for one EnsurePolicy, whose
 // context upstream's interfaces have no room for.

@@ -113,8 +113,11 @@ func checkNothingLeft(t testing.TB, base string) {
 
 // options returns the settings of a test's node.
 func (d testDirs) options(logger *slog.Logger) (Options, error) {
-	paths, err := programs.Unpack(filepath.Join(filepath.Dir(d.root), "bin"))
+	paths, err := programs.Open(filepath.Join(filepath.Dir(d.root), "bin"))
 	if err != nil {
+		return Options{}, err
+	}
+	if err := paths.Unpack(programs.Runc, programs.Shim, programs.RuncShim); err != nil {
 		return Options{}, err
 	}
 	runc, err := paths.Path(programs.Runc)

@@ -35,9 +35,10 @@ type Network interface {
 type EngineOptions struct {
 	Program string // gantry-build
 	Runc    string
-	Static  string // the file server for static sites; "" refuses those
-	Dir     string // cache and temporary files
-	RunDir  string // for sockets; keep it short
+	Prepare func() error `json:"-"` // makes Program and Static, before each start of the process; nil: they are there
+	Static  string       // the file server for static sites; "" refuses those
+	Dir     string       // cache and temporary files
+	RunDir  string       // for sockets; keep it short
 	// Cgroup is the name of the own cgroup; default "gantry-build-" and a hash of Dir, so that nodes on one machine differ.
 	Cgroup      string
 	Network     Network       `json:"-"` // nil has no network at all

@@ -45,18 +45,24 @@ type bench struct {
 	stop     func()
 }
 
-// unpacked are the embedded programs, once for all tests.
-func unpacked(t *testing.T) programs.Paths {
+// unpacked are the embedded programs by name.
+func unpacked(t *testing.T) map[string]string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	paths, err := programs.Unpack(filepath.Join(t.TempDir(), "bin"))
+	set, err := programs.Open(filepath.Join(t.TempDir(), "bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := paths.Path(programs.Build); err != nil {
-		t.Skip(err)
+	paths := map[string]string{}
+	for _, name := range []string{programs.Build, programs.Runc, programs.Static} {
+		if paths[name], err = set.Path(name); err != nil {
+			t.Skip(err)
+		}
+		if err := set.Unpack(name); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return paths
 }

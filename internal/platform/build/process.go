@@ -38,6 +38,11 @@ type process struct {
 
 // start starts the process and waits until it takes requests.
 func (e *Engine) start(ctx context.Context) (*process, error) {
+	if e.opts.Prepare != nil {
+		if err := e.opts.Prepare(); err != nil {
+			return nil, fmt.Errorf("starting builds: %w", err)
+		}
+	}
 	for _, dir := range []string{e.opts.Dir, e.opts.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("starting builds: %w", err)
