@@ -32,11 +32,16 @@ import (
 // are lost and come back, writes fail and the scheduler crashes. It decides itself in which order events arrive,
 // pods are placed and writes are done, so that a seed repeats a run exactly; in those that are concurrent the
 // scheduler runs as in production, and a seed repeats only what happens to it. GANTRY_TEST_SEED=N repeats a run,
-// GANTRY_TEST_SIMULATION=NODESxSTEPS makes a larger one, a concurrent one with a "c" behind it.
+// GANTRY_TEST_SIMULATION=NODESxSTEPS makes a larger one, a concurrent one with a "c" behind it, and with a "t" one
+// where a budget covers every pod.
 func TestSimulation(t *testing.T) {
-	runs := []simulated{{4, 40, false}, {25, 40, false}, {25, 40, true}, {100, 15, false}, {1000, 2, true}, {2000, 1, false}}
+	runs := []simulated{
+		{nodes: 4, steps: 40}, {nodes: 25, steps: 40}, {nodes: 25, steps: 40, concurrent: true}, {nodes: 100, steps: 15},
+		{nodes: 1000, steps: 2, concurrent: true}, {nodes: 2000, steps: 1},
+	}
 	if text := os.Getenv("GANTRY_TEST_SIMULATION"); text != "" {
 		var one simulated
+		text, one.tight = strings.CutSuffix(text, "t")
 		text, one.concurrent = strings.CutSuffix(text, "c")
 		if _, err := fmt.Sscanf(text, "%dx%d", &one.nodes, &one.steps); err != nil {
 			t.Fatalf("GANTRY_TEST_SIMULATION is %q, want NODESxSTEPS", text)
@@ -76,10 +81,26 @@ func TestSimulationRepeats(t *testing.T) {
 	}
 }
 
+// TestSimulationAgainstBudgets: where a budget covers every pod, some go against it, and only then.
+func TestSimulationAgainstBudgets(t *testing.T) {
+	forced := 0
+	for seed := range uint64(3) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSimulation(t, seed, simulated{nodes: 3, steps: 25, tight: true})
+			s.run(25)
+			forced += s.forced
+		})
+	}
+	if forced == 0 {
+		t.Error("no pod was evicted against a budget: the check of those was not tried")
+	}
+}
+
 // simulated is the size of a simulation.
 type simulated struct {
 	nodes, steps int
 	concurrent   bool
+	tight        bool // a budget covers every pod
 }
 
 // String is the size as GANTRY_TEST_SIMULATION has it.
@@ -87,6 +108,9 @@ func (s simulated) String() string {
 	mode := ""
 	if s.concurrent {
 		mode = "c"
+	}
+	if s.tight {
+		mode += "t"
 	}
 	return fmt.Sprintf("%dx%d%s", s.nodes, s.steps, mode)
 }
@@ -103,6 +127,7 @@ func simulate(t *testing.T, seed uint64, size simulated) (sum uint64) {
 
 type simulation struct {
 	*world
+	size   simulated
 	driver *driver // nil if the scheduler runs by itself
 	rand   *rand.Rand
 	nodes  []*corev1.Node // all there ever are
@@ -117,7 +142,7 @@ type simulation struct {
 }
 
 func newSimulation(t *testing.T, seed uint64, size simulated) *simulation {
-	s := &simulation{rand: rand.New(rand.NewPCG(seed, uint64(size.nodes))), lost: map[string]bool{}, priorities: map[string]int32{}, sum: fnv.New64a()}
+	s := &simulation{size: size, rand: rand.New(rand.NewPCG(seed, uint64(size.nodes))), lost: map[string]bool{}, priorities: map[string]int32{}, sum: fnv.New64a()}
 	s.world = &world{Cluster: controllertest.New(t), t: t, events: &notes{}}
 	if !size.concurrent {
 		s.driver = &driver{s: s, rand: rand.New(rand.NewPCG(seed, 1))}
@@ -166,8 +191,12 @@ func (s *simulation) machine(i int) *corev1.Node {
 func (s *simulation) newPod() *corev1.Pod {
 	s.made++
 	kind := s.rand.IntN(12)
+	apps := []string{"web", "db", "batch"}
+	if s.size.tight {
+		apps[2] = apps[0]
+	}
 	p := newPod(fmt.Sprintf("p%05d", s.made), fmt.Sprintf("%dm", 250*(1+kind%6)), fmt.Sprintf("%dGi", 1+kind%4),
-		priority([]int32{0, 0, 0, 10, 100, 1000}[s.rand.IntN(6)]), labelled("app", []string{"web", "db", "batch"}[kind%3]), ownedBy(fmt.Sprint("rs", kind)))
+		priority([]int32{0, 0, 0, 10, 100, 1000}[s.rand.IntN(6)]), ownedBy(fmt.Sprint("rs", kind)), labelled("app", apps[kind%3]))
 	switch kind {
 	case 1, 2:
 		gpus(fmt.Sprint(kind))(p)
