@@ -18,8 +18,12 @@ import (
 	"gantry.dev/gantry/internal/volume"
 )
 
-// retryAfter is how long a pod waits after something of it could not be done.
-const retryAfter = 10 * time.Second
+// retryAfter is how long a pod waits after something of it could not be done; after a sync that failed as a whole, which is
+// often over at once (a right that was just given), it begins with firstRetry and doubles up to that.
+const (
+	retryAfter = 10 * time.Second
+	firstRetry = 250 * time.Millisecond
+)
 
 // annotationIPs keeps a pod's addresses with its sandbox, so that a new agent need not ask the
 // network; annotationBackoff keeps with a container how long its next restart waits.
@@ -72,6 +76,7 @@ type worker struct {
 	finished   bool // the last status is made
 	warnedDNS  bool
 	env        map[string][]string      // by container name: the newest environment
+	retry      time.Duration            // the wait after the last of syncs that failed in a row; 0 if it did not
 	failures   map[string]time.Duration // by container name: the wait after starts that failed in a row
 	mountsAt   time.Time                // when volumes were last brought up to date
 	disruption *corev1.PodCondition     // why the node ends the pod
@@ -320,7 +325,10 @@ func (w *worker) safeSync(ctx context.Context) (next time.Duration) {
 	next, err := w.sync(syncCtx, pod, removed)
 	if err != nil && syncCtx.Err() == nil {
 		w.agent.log.Warn("cannot bring a pod where it should be", "namespace", pod.Namespace, "name", pod.Name, "uid", w.uid, "error", err)
-		next = retryAfter
+		w.retry = min(max(2*w.retry, firstRetry), retryAfter)
+		next = w.retry
+	} else if err == nil {
+		w.retry = 0
 	}
 	if syncCtx.Err() != nil && ctx.Err() == nil {
 		next = 0 // interrupted because the pod has changed
