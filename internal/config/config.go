@@ -36,6 +36,8 @@ type Config struct {
 	Access  Access
 	Node    Node
 	Gateway Gateway
+	// Tolerations are what pods get that say nothing of nodes in trouble.
+	Tolerations Tolerations
 
 	given map[string]string
 }

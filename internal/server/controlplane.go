@@ -60,6 +60,7 @@ type ControlPlaneOptions struct {
 	FrontProxy     *FrontProxy                               // towards other API servers; nil: none believes us
 	Authority      func() (*x509.Certificate, crypto.Signer) // signs CertificateSigningRequests; nil: nobody does
 	Access         *config.Access                            // who is believed and what is recorded; nil: kube-apiserver's defaults
+	Tolerations    *config.Tolerations                       // of pods that say nothing; nil: config.DefaultTolerations
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
@@ -168,7 +169,14 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 // wireAPI makes what reads the cluster through the registry, and the HTTP layer over all.
 func (cp *ControlPlane) wireAPI() error {
 	var err error
-	cp.admission, err = admission.New(admission.Options{Registry: cp.registry, Authorizer: cp.authorizer, Client: cp.admin})
+	tolerations := config.DefaultTolerations()
+	if cp.opts.Tolerations != nil {
+		tolerations = *cp.opts.Tolerations
+	}
+	cp.admission, err = admission.New(admission.Options{
+		Registry: cp.registry, Authorizer: cp.authorizer, Client: cp.admin,
+		NotReadySeconds: &tolerations.NotReady, UnreachableSeconds: &tolerations.Unreachable,
+	})
 	if err != nil {
 		return err
 	}

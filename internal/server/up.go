@@ -65,6 +65,7 @@ func Up(ctx context.Context, opts UpOptions) error {
 	endpoint := netip.AddrPortFrom(nodeIP, c.Listen.Port())
 	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
 		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", "encryption.yaml")), Access: &c.Access,
+		Tolerations: &c.Tolerations,
 		Authority: func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
 		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,

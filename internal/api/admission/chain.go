@@ -27,6 +27,9 @@ type Options struct {
 	Registry   *registry.Registry
 	Authorizer authorizer.Authorizer
 	Client     ctrlclient.Client // writes what quotas have used, as the server itself
+	// NotReadySeconds and UnreachableSeconds are how long pods that say nothing about it stay on a node that is not
+	// ready, or is not heard of; nil is a second.
+	NotReadySeconds, UnreachableSeconds *int64
 }
 
 // Chain runs plugins in order. It satisfies the registry's Admission.
@@ -39,6 +42,8 @@ type Chain struct {
 	objects  func() admission.ObjectInterfaces
 	guarded  admission.Interface // the chain, with managed fields kept intact
 	stop     chan struct{}       // closed when Run ends
+
+	tolerations defaultTolerationSeconds
 }
 
 // New checks opts and returns the Chain. Nothing is started; call Run before the first request.
@@ -55,7 +60,7 @@ func New(opts Options) (*Chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Chain{view: v, stop: make(chan struct{})}
+	c := &Chain{view: v, stop: make(chan struct{}), tolerations: newDefaultTolerationSeconds(&opts)}
 	if c.hooks, err = webhook.New(webhook.Options{View: v, Authorizer: opts.Authorizer}); err != nil {
 		return nil, err
 	}

@@ -124,8 +124,8 @@ func TestNewPodsGetWhatUpstreamGives(t *testing.T) {
 	if mounts := made.Spec.Containers[0].VolumeMounts; len(mounts) != 1 || mounts[0].MountPath != "/var/run/secrets/kubernetes.io/serviceaccount" {
 		t.Errorf("mounts %v; want the token", mounts)
 	}
-	if len(made.Spec.Tolerations) != 2 || *made.Spec.Tolerations[0].TolerationSeconds != 300 {
-		t.Errorf("tolerations %v; want not-ready and unreachable for 300 s", made.Spec.Tolerations)
+	if len(made.Spec.Tolerations) != 2 || *made.Spec.Tolerations[0].TolerationSeconds != 1 {
+		t.Errorf("tolerations %v; want not-ready and unreachable for a second", made.Spec.Tolerations)
 	}
 	if made.Spec.Priority == nil || *made.Spec.Priority != 0 || *made.Spec.PreemptionPolicy != corev1.PreemptLowerPriority {
 		t.Errorf("priority %v, policy %v; want 0 and PreemptLowerPriority", made.Spec.Priority, made.Spec.PreemptionPolicy)

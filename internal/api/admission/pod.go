@@ -9,12 +9,22 @@ import (
 )
 
 // evictAfterSeconds is how long a pod stays on a node that is not ready or unreachable when
-// it does not say so itself (upstream's default; see kube-apiserver
-// --default-not-ready-toleration-seconds).
-const evictAfterSeconds = 300
+// neither it nor the configuration says so. Upstream's is 300.
+const evictAfterSeconds = 1
 
 // defaultTolerationSeconds bounds the stay of pods on failed nodes (upstream: DefaultTolerationSeconds).
-type defaultTolerationSeconds struct{}
+type defaultTolerationSeconds struct{ notReady, unreachable int64 }
+
+func newDefaultTolerationSeconds(opts *Options) defaultTolerationSeconds {
+	d := defaultTolerationSeconds{evictAfterSeconds, evictAfterSeconds}
+	if opts.NotReadySeconds != nil {
+		d.notReady = *opts.NotReadySeconds
+	}
+	if opts.UnreachableSeconds != nil {
+		d.unreachable = *opts.UnreachableSeconds
+	}
+	return d
+}
 
 // Handles implements admission.Interface.
 func (defaultTolerationSeconds) Handles(op admission.Operation) bool {
@@ -22,18 +32,20 @@ func (defaultTolerationSeconds) Handles(op admission.Operation) bool {
 }
 
 // Admit implements admission.MutationInterface.
-func (defaultTolerationSeconds) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (d defaultTolerationSeconds) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	pod, ok := a.GetObject().(*api.Pod)
 	if !ok || a.GetSubresource() != "" {
 		return nil
 	}
-	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
-		if toleratesNoExecute(pod.Spec.Tolerations, key) {
+	for _, taint := range []struct {
+		key     string
+		seconds int64
+	}{{corev1.TaintNodeNotReady, d.notReady}, {corev1.TaintNodeUnreachable, d.unreachable}} {
+		if toleratesNoExecute(pod.Spec.Tolerations, taint.key) {
 			continue
 		}
-		seconds := int64(evictAfterSeconds)
 		pod.Spec.Tolerations = append(pod.Spec.Tolerations, api.Toleration{
-			Key: key, Operator: api.TolerationOpExists, Effect: api.TaintEffectNoExecute, TolerationSeconds: &seconds,
+			Key: taint.key, Operator: api.TolerationOpExists, Effect: api.TaintEffectNoExecute, TolerationSeconds: &taint.seconds,
 		})
 	}
 	return nil

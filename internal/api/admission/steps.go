@@ -68,7 +68,7 @@ func (c *Chain) steps(up *upstream, quotas *quota.Plugin) []*step {
 		{name: podsecurity.PluginName, plugin: up.plugin(podsecurity.PluginName), resources: podResources()},
 		{name: podpriority.PluginName, plugin: up.plugin(podpriority.PluginName),
 			resources: on(pods, scheduling.Resource("priorityclasses"))},
-		{name: "DefaultTolerationSeconds", plugin: fixed(defaultTolerationSeconds{}), resources: on(pods)},
+		{name: "DefaultTolerationSeconds", plugin: fixed(c.tolerations), resources: on(pods)},
 		{name: setdefault.PluginName, plugin: up.plugin(setdefault.PluginName), resources: on(claims)},
 		{name: storageobjectinuseprotection.PluginName, plugin: up.plugin(storageobjectinuseprotection.PluginName),
 			resources: on(claims, api.Resource("persistentvolumes"), storage.Resource("volumeattributesclasses"))},

@@ -14,11 +14,11 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/heartbeat"
 )
 
 // indexNodeName lists pods by the node they are on.
@@ -32,6 +32,8 @@ type Options struct {
 	StartupGrace time.Duration // the same for one that has never reported; default 60s
 	Workers      int           // nodes at once; default 4
 	Log          *slog.Logger  // default: discard
+	// Heartbeats is what this server hears of nodes; while Run runs it is the one that decides. nil: Leases tell alone.
+	Heartbeats *Heartbeats
 }
 
 // Controller looks after the nodes' addresses, health and taints.
@@ -44,7 +46,8 @@ type Controller struct {
 
 	mu     sync.Mutex // guards the fields below
 	health map[string]health
-	ready  int // nodes whose last event showed them ready
+	zones  map[string]zoneCount
+	slowly map[string]time.Time // when a node of a large, disrupted zone was given up last
 	ranges *ranges
 }
 
@@ -55,6 +58,7 @@ type health struct {
 	lease     time.Time // the renew time heard last
 	heartbeat time.Time // the Ready condition's, heard last
 	ready     bool
+	zone      string
 }
 
 // New checks opts and returns a controller that has started nothing; call Run.
@@ -89,9 +93,40 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 // Run reconciles until ctx ends. It counts every node as heard when it starts.
 func (nc *Controller) Run(ctx context.Context) error {
 	nc.mu.Lock()
-	nc.health, nc.ready, nc.ranges = map[string]health{}, 0, newRanges(nc.opts.ClusterCIDR, nc.opts.NodeCIDRBits)
+	nc.health, nc.ranges = map[string]health{}, newRanges(nc.opts.ClusterCIDR, nc.opts.NodeCIDRBits)
+	nc.zones, nc.slowly = map[string]zoneCount{}, map[string]time.Time{}
 	nc.mu.Unlock()
+	if nc.opts.Heartbeats == nil {
+		return nc.loop.Run(ctx, nc.informers)
+	}
+	nc.opts.Heartbeats.Lead(time.Now())
+	defer nc.opts.Heartbeats.Follow()
+	ctx, cancel := context.WithCancel(ctx)
+	var listening sync.WaitGroup
+	defer listening.Wait()
+	defer cancel()
+	listening.Go(func() { nc.listen(ctx) })
 	return nc.loop.Run(ctx, nc.informers)
+}
+
+// listen looks at nodes as they fall silent and come back, until ctx ends.
+func (nc *Controller) listen(ctx context.Context) {
+	beats := nc.opts.Heartbeats
+	for {
+		changed, next := beats.tick(time.Now())
+		for _, name := range changed {
+			nc.loop.Add(controller.Key{Name: name})
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-beats.news:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
 }
 
 // Stats returns the counts of the controller's loop.
@@ -125,15 +160,17 @@ func (nc *Controller) hear(node *corev1.Node, old client.Object) {
 	h, known := nc.health[node.Name]
 	if !known || h.uid != node.UID {
 		nc.forgetLocked(node.Name)
-		h = health{uid: node.UID, heard: time.Now()}
+		h = health{uid: node.UID, heard: time.Now(), zone: zoneOf(node)}
+		nc.countLocked(h, 1)
 	}
-	if ready := readiness(node) == corev1.ConditionTrue; ready != h.ready {
-		h.ready = ready
-		if ready {
-			nc.ready++
-		} else {
-			nc.ready--
-		}
+	if h.ready != (readiness(node) == corev1.ConditionTrue) || h.zone != zoneOf(node) {
+		nc.countLocked(h, -1)
+		h.ready, h.zone = readiness(node) == corev1.ConditionTrue, zoneOf(node)
+		nc.countLocked(h, 1)
+	}
+	if beats := nc.opts.Heartbeats; beats != nil {
+		_, expected := node.Annotations[heartbeat.NodeAnnotation]
+		beats.know(time.Now(), node.Name, view{expected: expected, ready: readiness(node), takes: takesPods(node)})
 	}
 	if c := findCondition(node, corev1.NodeReady); c != nil && c.LastHeartbeatTime.After(h.heartbeat) {
 		h.heartbeat, h.heard = c.LastHeartbeatTime.Time, time.Now()
@@ -143,10 +180,23 @@ func (nc *Controller) hear(node *corev1.Node, old client.Object) {
 
 // forgetLocked ends what is known of a node that is gone.
 func (nc *Controller) forgetLocked(name string) {
-	if nc.health[name].ready {
-		nc.ready--
+	if h, known := nc.health[name]; known {
+		nc.countLocked(h, -1)
 	}
 	delete(nc.health, name)
+	if nc.opts.Heartbeats != nil {
+		nc.opts.Heartbeats.forget(name)
+	}
+}
+
+// countLocked counts a node in its zone, or no longer.
+func (nc *Controller) countLocked(h health, by int) {
+	z := nc.zones[h.zone]
+	z.nodes += by
+	if h.ready {
+		z.ready += by
+	}
+	nc.zones[h.zone] = z
 }
 
 // onLease notes that a node's agent is alive. A node that is thought silent is looked at.
@@ -177,87 +227,6 @@ func (nc *Controller) reconcile(ctx context.Context, key controller.Key) (time.D
 	addressErr := nc.assignCIDR(ctx, &stored) // a node without addresses is looked after all the same
 	next, err := nc.reconcileHealth(ctx, &stored)
 	return next, errors.Join(addressErr, err)
-}
-
-// reconcileHealth marks and taints a node by what was heard of it and says when to look again.
-func (nc *Controller) reconcileHealth(ctx context.Context, stored *corev1.Node) (time.Duration, error) {
-	grace := nc.opts.Grace
-	if findCondition(stored, corev1.NodeReady) == nil {
-		grace = nc.opts.StartupGrace
-	}
-	nc.mu.Lock()
-	h, known := nc.health[stored.Name]
-	nc.mu.Unlock()
-	if !known {
-		return 0, nil // deleted a moment ago
-	}
-	now := time.Now()
-	silent := !now.Before(h.heard.Add(grace))
-	node := stored.DeepCopy()
-	if silent && planConditions(node, now) {
-		if err := nc.client.Status().Update(ctx, node); err != nil {
-			return 0, client.IgnoreNotFound(fmt.Errorf("marking the node as silent: %w", err))
-		}
-		nc.hear(node, nil) // before its event: it must not count as ready below
-		if readiness(stored) == corev1.ConditionTrue {
-			nc.opts.Log.Info("node fell silent", "nodeName", node.Name, "grace", grace)
-			nc.event(node.Name, node.UID, "NodeNotReady", fmt.Sprintf("Node %s status is now: NodeNotReady", node.Name))
-		}
-	}
-	if err := nc.taint(ctx, node, now); err != nil {
-		return 0, err
-	}
-	if readiness(node) == corev1.ConditionUnknown && silent {
-		return nc.opts.Grace, nc.markPods(ctx, node.Name)
-	}
-	return h.heard.Add(grace).Sub(now) + time.Millisecond, nil
-}
-
-// taint writes the taints that a node's conditions lead to.
-func (nc *Controller) taint(ctx context.Context, node *corev1.Node, now time.Time) error {
-	evict := readiness(node) == corev1.ConditionTrue || nc.anyReady()
-	taints, changed := planTaints(node, evict, now)
-	if !changed {
-		return nil
-	}
-	node.Spec.Taints = taints
-	if err := nc.client.Update(ctx, node); err != nil {
-		return client.IgnoreNotFound(fmt.Errorf("updating taints: %w", err))
-	}
-	return nil
-}
-
-// anyReady says whether at least one node is ready.
-func (nc *Controller) anyReady() bool {
-	nc.mu.Lock()
-	defer nc.mu.Unlock()
-	return nc.ready > 0
-}
-
-// markPods makes the pods of a silent node not ready, so that Services leave them out.
-func (nc *Controller) markPods(ctx context.Context, node string) error {
-	var pods corev1.PodList
-	if err := nc.client.List(ctx, &pods, client.MatchingFields{indexNodeName: node}); err != nil {
-		return fmt.Errorf("listing the node's pods: %w", err)
-	}
-	var failures []error
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		for j := range pod.Status.Conditions {
-			c := pod.Status.Conditions[j]
-			if c.Type != corev1.PodReady || c.Status != corev1.ConditionTrue {
-				continue
-			}
-			c.Status, c.LastTransitionTime = corev1.ConditionFalse, metav1.Now()
-			err := controller.PatchPodStatus(ctx, nc.client, pod, "", c)
-			if client.IgnoreNotFound(err) != nil {
-				failures = append(failures, fmt.Errorf("marking pod %s: %w", pod.Name, err))
-				continue
-			}
-			nc.recorder.Event(pod, corev1.EventTypeWarning, "NodeNotReady", "Node is not ready")
-		}
-	}
-	return errors.Join(failures...)
 }
 
 // assignCIDR gives a node its part of the cluster's pod addresses.

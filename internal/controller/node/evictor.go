@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -102,12 +103,19 @@ func (e *Evictor) reconcile(ctx context.Context, key controller.Key) (time.Durat
 	}
 	now := time.Now()
 	next := time.Duration(0)
-	for _, pod := range e.due(&node, pods.Items, now, &next) {
-		if err := e.evict(ctx, pod); err != nil {
-			return 0, fmt.Errorf("evicting pod %s/%s: %w", pod.Namespace, pod.Name, err)
-		}
+	due := e.due(&node, pods.Items, now, &next)
+	var group errgroup.Group
+	group.SetLimit(writesAtOnce)
+	for _, pod := range due {
+		group.Go(func() error {
+			err := controller.Safely(func() error { return e.evict(ctx, pod) })
+			if err != nil {
+				return fmt.Errorf("evicting pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			}
+			return nil
+		})
 	}
-	return next, nil
+	return next, group.Wait()
 }
 
 // due returns the pods whose time is over and sets next to when another's will be.

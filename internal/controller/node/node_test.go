@@ -19,7 +19,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"gantry.dev/gantry/internal/controller"
 	"gantry.dev/gantry/internal/controller/controllertest"
+	"gantry.dev/gantry/internal/heartbeat"
 )
 
 type notes struct {
@@ -115,24 +117,26 @@ func TestPlanTaints(t *testing.T) {
 		return func(n *corev1.Node) { n.Spec.Taints = taints }
 	}
 	for name, tc := range map[string]struct {
-		node    *corev1.Node
-		evict   bool
-		want    string
-		changed bool
+		node     *corev1.Node
+		evict    bool
+		want     string
+		changed  bool
+		settling bool
 	}{
-		"ready loses it":  {newNode("n", "True", with(notReady, own)), true, "example.com/own:NoSchedule", true},
-		"not ready":       {newNode("n", "False"), true, "node.kubernetes.io/not-ready:NoSchedule node.kubernetes.io/not-ready:NoExecute", true},
-		"unreachable":     {newNode("n", "Unknown", with(notReady)), true, "node.kubernetes.io/unreachable:NoSchedule node.kubernetes.io/unreachable:NoExecute", true},
-		"all in trouble":  {newNode("n", "Unknown"), false, "node.kubernetes.io/unreachable:NoSchedule", true},
-		"never reported":  {newNode("n", "", with(notReady)), true, "node.kubernetes.io/not-ready:NoSchedule", false},
-		"cordoned":        {newNode("n", "True", func(n *corev1.Node) { n.Spec.Unschedulable = true }), true, "node.kubernetes.io/unschedulable:NoSchedule", true},
-		"as it should be": {newNode("n", "True", with(own)), true, "example.com/own:NoSchedule", false},
+		"ready loses it":  {newNode("n", "True", with(notReady, own)), true, "example.com/own:NoSchedule", true, false},
+		"not ready":       {newNode("n", "False"), true, "node.kubernetes.io/not-ready:NoSchedule node.kubernetes.io/not-ready:NoExecute", true, false},
+		"unreachable":     {newNode("n", "Unknown", with(notReady)), true, "node.kubernetes.io/unreachable:NoSchedule node.kubernetes.io/unreachable:NoExecute", true, false},
+		"all in trouble":  {newNode("n", "Unknown"), false, "node.kubernetes.io/unreachable:NoSchedule", true, false},
+		"never reported":  {newNode("n", "", with(notReady)), true, "node.kubernetes.io/not-ready:NoSchedule", false, false},
+		"cordoned":        {newNode("n", "True", func(n *corev1.Node) { n.Spec.Unschedulable = true }), true, "node.kubernetes.io/unschedulable:NoSchedule", true, false},
+		"as it should be": {newNode("n", "True", with(own)), true, "example.com/own:NoSchedule", false, false},
+		"settling":        {newNode("n", "True"), true, "node.kubernetes.io/unreachable:NoSchedule", true, true},
 		"pressure": {newNode("n", "True", func(n *corev1.Node) {
 			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue})
-		}), true, "node.kubernetes.io/disk-pressure:NoSchedule", true},
+		}), true, "node.kubernetes.io/disk-pressure:NoSchedule", true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			taints, changed := planTaints(tc.node, tc.evict, time.Unix(1, 0))
+			taints, changed := planTaints(tc.node, tc.evict, tc.settling, time.Unix(1, 0))
 			var got []string
 			for _, taint := range taints {
 				got = append(got, fmt.Sprintf("%s:%s", taint.Key, taint.Effect))
@@ -335,4 +339,204 @@ func TestEvictionIsCancelled(t *testing.T) {
 			t.Errorf("events %q", events.seen)
 		}
 	})
+}
+
+// beating is a world in which nodes send beats until they are told to be quiet.
+type beating struct {
+	*controllertest.Cluster
+	beats *Heartbeats
+	mu    sync.Mutex
+	quiet map[string]bool
+	said  heartbeat.Beat
+}
+
+func (b *beating) silence(names ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.quiet = map[string]bool{}
+	for _, name := range names {
+		b.quiet[name] = true
+	}
+}
+
+// send sends one node's beats and, when it is asked to, reports that it is well.
+func (b *beating) send(ctx context.Context, name string) {
+	ticker := time.NewTicker(heartbeat.Every)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		b.mu.Lock()
+		quiet, beat := b.quiet[name], b.said
+		b.mu.Unlock()
+		if beat.Name = name; !quiet {
+			if answer := b.beats.Beat(time.Now(), beat); answer.Report {
+				var node corev1.Node
+				if b.Get(ctx, types.NamespacedName{Name: name}, &node) == nil {
+					well := node.DeepCopy()
+					findCondition(well, corev1.NodeReady).Status = corev1.ConditionTrue
+					_ = b.Status().Update(ctx, well) // a conflict: asked again with the next beat
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+func inBeatingWorld(t *testing.T, nodes int, pods []client.Object, f func(b *beating)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		objs := pods
+		for i := range nodes {
+			objs = append(objs, newNode(fmt.Sprintf("n%d", i), "True", func(n *corev1.Node) {
+				n.Annotations = map[string]string{heartbeat.NodeAnnotation: "300ms"}
+			}))
+		}
+		c := controllertest.New(t, objs...)
+		beats, err := NewHeartbeats(HeartbeatOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &beating{Cluster: c, beats: beats, quiet: map[string]bool{}}
+		nc, err := New(c, c, &notes{}, Options{ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), Heartbeats: beats})
+		if err != nil {
+			t.Fatal(err)
+		}
+		evictor, err := NewEvictor(c, c, &notes{}, EvictorOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		for _, run := range []func(context.Context) error{nc.Run, evictor.Run} {
+			running.Go(func() {
+				if err := run(ctx); err != nil {
+					t.Errorf("Run = %v", err)
+				}
+			})
+		}
+		for i := range nodes {
+			running.Go(func() { b.send(ctx, fmt.Sprintf("n%d", i)) })
+			time.Sleep(time.Millisecond)
+		}
+		wait(time.Second)
+		f(b)
+		cancel()
+		running.Wait()
+	})
+}
+
+func podOn(node, name string, conditions ...corev1.PodCondition) *corev1.Pod {
+	one := int64(1)
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Finalizers: []string{"test/agent"}},
+		Spec: corev1.PodSpec{NodeName: node, Tolerations: []corev1.Toleration{
+			{Key: corev1.TaintNodeUnreachable, Operator: "Exists", Effect: "NoExecute", TolerationSeconds: &one}}},
+		Status: corev1.PodStatus{Conditions: append(conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue})},
+	}
+}
+
+func (b *beating) pod(t *testing.T, name string) *corev1.Pod {
+	t.Helper()
+	var pod corev1.Pod
+	err := b.Get(context.Background(), types.NamespacedName{Namespace: "default", Name: name}, &pod)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pod.DeepCopy()
+}
+
+// A node of 200 that is killed is NotReady, and its pods out of Services, within 2 s; its pods are deleted 1 s later, and
+// when it comes back it is ready at once.
+func TestAKilledNode(t *testing.T) {
+	var pods []client.Object
+	for i := range 100 {
+		pods = append(pods, podOn("n7", fmt.Sprint("p", i)))
+	}
+	inBeatingWorld(t, 200, pods, func(b *beating) {
+		wait(time.Minute)
+		b.silence("n7")
+		wait(2 * time.Second)
+		if s := readiness(get(t, b, "n7")); s != corev1.ConditionUnknown {
+			t.Errorf("n7 is %s 2 s after its last beat", s)
+		}
+		for i := range pods {
+			if pod := b.pod(t, fmt.Sprint("p", i)); pod == nil || controller.PodReady(pod) || pod.DeletionTimestamp != nil {
+				t.Fatalf("pod %d after 2 s: %+v; want that it is there, and not ready", i, pod)
+			}
+		}
+		wait(time.Second)
+		for i := range pods {
+			if pod := b.pod(t, fmt.Sprint("p", i)); pod == nil || pod.DeletionTimestamp == nil {
+				t.Fatalf("pod %d is not evicted after 3 s", i)
+			}
+		}
+		b.silence()
+		wait(time.Second)
+		if node := get(t, b, "n7"); readiness(node) != corev1.ConditionTrue || len(node.Spec.Taints) > 0 {
+			t.Errorf("n7 is %s with taints %v a second after it came back", readiness(node), node.Spec.Taints)
+		}
+		for i := range 200 {
+			if s := readiness(get(t, b, fmt.Sprint("n", i))); s != corev1.ConditionTrue {
+				t.Errorf("n%d is %s", i, s)
+			}
+		}
+	})
+}
+
+// A link that flaps moves pods once; the node gets none until it has been quiet for a while.
+func TestAFlappingNode(t *testing.T) {
+	inBeatingWorld(t, 3, nil, func(b *beating) {
+		for range 5 {
+			b.silence("n1")
+			wait(2 * time.Second)
+			b.silence()
+			wait(time.Second)
+		}
+		node := get(t, b, "n1")
+		if readiness(node) != corev1.ConditionTrue || len(node.Spec.Taints) != 1 || node.Spec.Taints[0].Effect != corev1.TaintEffectNoSchedule {
+			t.Errorf("n1 is %s with taints %v; want that it is ready and gets no pods", readiness(node), node.Spec.Taints)
+		}
+		wait(time.Minute)
+		if taints := get(t, b, "n1").Spec.Taints; len(taints) > 0 {
+			t.Errorf("after a minute of quiet it has taints %v", taints)
+		}
+	})
+}
+
+func TestReleaseOfFencedPods(t *testing.T) {
+	fenced := corev1.PodCondition{Type: heartbeat.ConditionFenced, Status: corev1.ConditionTrue, Reason: heartbeat.ReasonIdentity}
+	shared := fenced
+	shared.Reason = heartbeat.ReasonSharedStorage
+	pods := []client.Object{podOn("n1", "db-0", fenced), podOn("n1", "shared-0", shared), podOn("n1", "other")}
+	for name, tc := range map[string]struct {
+		said time.Duration
+		want bool
+	}{"a node that fences": {10 * time.Second, true}, "a node that does not": {0, false}} {
+		t.Run(name, func(t *testing.T) {
+			inBeatingWorld(t, 3, pods, func(b *beating) {
+				b.said.FenceMillis = tc.said.Milliseconds()
+				wait(time.Second)
+				b.silence("n1")
+				wait(14 * time.Second)
+				if pod := b.pod(t, "db-0"); pod == nil || pod.DeletionTimestamp == nil || pod.Status.Phase == corev1.PodFailed {
+					t.Errorf("db-0 after 14 s: %+v; want that it is on its way out, and not given away", pod)
+				}
+				wait(3 * time.Second)
+				pod := b.pod(t, "db-0")
+				if given := pod == nil || pod.Status.Phase == corev1.PodFailed; given != tc.want {
+					t.Errorf("db-0 after 17 s is given away: %t, want %t", given, tc.want)
+				}
+				for _, name := range []string{"shared-0", "other"} {
+					if pod := b.pod(t, name); pod == nil || pod.Status.Phase == corev1.PodFailed {
+						t.Errorf("%s was given away", name)
+					}
+				}
+			})
+		})
+	}
 }

@@ -9,6 +9,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gantry.dev/gantry/internal/controller"
+	"gantry.dev/gantry/internal/heartbeat"
 )
 
 // silentTypes are the conditions that an agent keeps up, and that nobody knows when it
@@ -91,9 +94,10 @@ func managed(t *corev1.Taint) bool {
 }
 
 // planTaints returns the taints that a node should have and whether they differ from
-// those it has. evict is false when all nodes are in trouble: then it is the network or
-// this side that is broken, and moving pods would not help them.
-func planTaints(node *corev1.Node, evict bool, now time.Time) ([]corev1.Taint, bool) {
+// those it has. evict is false when so many nodes are in trouble that it is the network or
+// this side that is broken, and moving pods would not help them. settling keeps new pods off
+// a node that is ready, but has fallen silent too often of late.
+func planTaints(node *corev1.Node, evict, settling bool, now time.Time) ([]corev1.Taint, bool) {
 	type mark struct {
 		key    string
 		effect corev1.TaintEffect
@@ -117,6 +121,9 @@ func planTaints(node *corev1.Node, evict bool, now time.Time) ([]corev1.Taint, b
 				want = append(want, mark{t.Key, t.Effect})
 			}
 		}
+	}
+	if settling && readiness(node) == corev1.ConditionTrue {
+		want = append(want, mark{corev1.TaintNodeUnreachable, corev1.TaintEffectNoSchedule})
 	}
 	if node.Spec.Unschedulable {
 		want = append(want, mark{corev1.TaintNodeUnschedulable, corev1.TaintEffectNoSchedule})
@@ -195,4 +202,13 @@ func covers(t *corev1.Toleration, taint *corev1.Taint) bool {
 		return false
 	}
 	return t.Operator == corev1.TolerationOpExists || ((t.Operator == "" || t.Operator == corev1.TolerationOpEqual) && t.Value == taint.Value)
+}
+
+// releasable says whether a pod that is evicted from a silent node can be given away when the node has certainly fenced
+// it: its agent has said that it fences it, and that no storage it writes to could be reached from a machine that was
+// paused as a whole and goes on with a stopped clock. Others wait for their node, for its deletion, or for the
+// out-of-service taint.
+func releasable(pod *corev1.Pod) bool {
+	c := controller.PodCondition(pod, heartbeat.ConditionFenced)
+	return pod.DeletionTimestamp != nil && c != nil && c.Status == corev1.ConditionTrue && c.Reason != heartbeat.ReasonSharedStorage
 }
