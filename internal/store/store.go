@@ -39,6 +39,9 @@ type Store struct {
 
 	member *member // set before ready is closed
 
+	// shape is held for reading while somebody reads the database file as a whole, for writing while it is made smaller.
+	shape sync.RWMutex
+
 	mu      sync.Mutex            // guards the fields below
 	pending map[string][]*pending // writes proposed, by etcd key
 	waiters []waiter
