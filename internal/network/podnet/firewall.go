@@ -49,7 +49,7 @@ func planFindings(chains []Chain, bridge string) []Finding {
 	var out []Finding
 	for i := range chains {
 		c := &chains[i]
-		if c.Hook != "forward" && c.Hook != "input" || c.Table == TableName || c.Table == "gantry-services" || !ends(c) {
+		if c.Hook != "forward" && c.Hook != "input" || isOwn(c.Table) || !ends(c) {
 			continue
 		}
 		var missing []FirewallRule
@@ -65,6 +65,9 @@ func planFindings(chains []Chain, bridge string) []Finding {
 	}
 	return out
 }
+
+// isOwn reports whether the table is one of Gantry's: what it drops it means to.
+func isOwn(table string) bool { return table == TableName || strings.HasPrefix(table, TableName+"-") }
 
 // ends reports whether what no rule of the chain accepts is dropped.
 func ends(c *Chain) bool {

@@ -80,7 +80,7 @@ func readChains() ([]Chain, error) {
 			return nil, fmt.Errorf("listing nftables chains: %w", err)
 		}
 		for _, c := range list {
-			if c.Table.Name == TableName || c.Table.Name == "gantry-services" || c.Type == nftables.ChainTypeNAT || c.Type == nftables.ChainTypeRoute {
+			if isOwn(c.Table.Name) || c.Type == nftables.ChainTypeNAT || c.Type == nftables.ChainTypeRoute {
 				continue
 			}
 			chain := Chain{Family: name, Table: c.Table.Name, Name: c.Name, Drops: c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop}

@@ -53,6 +53,15 @@ type Network struct {
 	busy    map[string]chan struct{} // closed when the call that holds the pod ends
 }
 
+// Request is what a pod wants of its network.
+type Request struct {
+	UID       string
+	HostPorts []HostPort
+	// Cover, when set, is called with the pod's addresses before Setup returns; when isNew is set nothing of the pod is
+	// connected yet. What it returns fails Setup.
+	Cover func(ctx context.Context, addrs []netip.Addr, isNew bool) error
+}
+
 // ErrNotPrepared is returned by methods that need Prepare first.
 var ErrNotPrepared = errors.New("pod network: Prepare has not succeeded yet")
 
@@ -154,6 +163,12 @@ func (n *Network) loadLocked() error {
 // pod that has one keeps it; one that is incomplete, as after a crash or a reboot, is made
 // anew with the same addresses. On error nothing of the pod is left.
 func (n *Network) Setup(ctx context.Context, podUID string, ports ...HostPort) (string, []netip.Addr, error) {
+	return n.SetupCovered(ctx, Request{UID: podUID, HostPorts: ports})
+}
+
+// SetupCovered is Setup for a pod that must have its rules before it can send anything.
+func (n *Network) SetupCovered(ctx context.Context, pod Request) (string, []netip.Addr, error) {
+	podUID := pod.UID
 	if !validUID.MatchString(podUID) {
 		return "", nil, fmt.Errorf("pod network: UID %q is not a file name", podUID)
 	}
@@ -162,16 +177,22 @@ func (n *Network) Setup(ctx context.Context, podUID string, ports ...HostPort) (
 		return "", nil, err
 	}
 	defer unlock()
-	r, known, err := n.reserve(podUID, ports)
+	r, known, err := n.reserve(podUID, pod.HostPorts)
 	if err != nil {
 		return "", nil, err
 	}
 	if known && n.complete(r) {
+		if err := pod.cover(ctx, r, false); err != nil {
+			return "", nil, err
+		}
 		return n.nsPath(podUID), slices.Clone(r.Addrs), nil
 	}
 	err = n.dismantle(r)
 	if err == nil && !known {
 		err = n.store.write(r)
+	}
+	if err == nil {
+		err = pod.cover(ctx, r, true)
 	}
 	if err == nil {
 		err = n.build(r)
@@ -180,6 +201,13 @@ func (n *Network) Setup(ctx context.Context, podUID string, ports ...HostPort) (
 		return "", nil, fmt.Errorf("setting up the network of pod %s: %w", podUID, errors.Join(err, n.forget(r)))
 	}
 	return n.nsPath(podUID), slices.Clone(r.Addrs), nil
+}
+
+func (p Request) cover(ctx context.Context, r record, isNew bool) error {
+	if p.Cover == nil {
+		return nil
+	}
+	return p.Cover(ctx, slices.Clone(r.Addrs), isNew)
 }
 
 // reserve returns the pod's record, a new one with fresh addresses if there was none.

@@ -1,0 +1,286 @@
+//go:build linux
+
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllertest"
+
+	"gantry.dev/gantry/internal/network/nettest"
+	"gantry.dev/gantry/internal/network/podnet"
+)
+
+func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }
+
+// quiet is how long a packet that nobody stops may take; what does not come within it is taken for dropped.
+const quiet = 400 * time.Millisecond
+
+// world is a machine with pods, an API and a running enforcer.
+type world struct {
+	t        testing.TB
+	api      client.Client
+	inf      informers
+	net      *podnet.Network
+	enforcer *Enforcer
+	paths    map[string]string // by "namespace/name"
+	addrs    map[string]netip.Addr
+}
+
+type informers map[string]*controllertest.FakeInformer
+
+func (i informers) GetInformer(_ context.Context, obj client.Object, _ ...cache.InformerGetOption) (cache.Informer, error) {
+	return i[fmt.Sprintf("%T", obj)], nil
+}
+
+func podOptions(dir string) podnet.Options {
+	return podnet.Options{Dir: dir, PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
+		ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16")}
+}
+
+// newWorld makes the machine without pods and starts an enforcer.
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	nettest.Need(t)
+	nettest.ForgetFlows(t)
+	opts := podOptions(t.TempDir())
+	n, err := podnet.New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := podnet.Cleanup(context.Background(), opts); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := n.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, net: n, paths: map[string]string{}, addrs: map[string]netip.Addr{},
+		api: fake.NewClientBuilder().WithScheme(scheme.Scheme).Build(),
+		inf: informers{"*v1.Pod": {}, "*v1.Namespace": {}, "*v1.NetworkPolicy": {}}}
+	w.run()
+	return w
+}
+
+// run starts an enforcer and returns what ends it, which is also done at the end of the test.
+func (w *world) run() (stop func()) {
+	w.t.Helper()
+	e, err := New(w.api, w.inf, Options{NodeName: "n1", CheckInterval: 100 * time.Millisecond, MinInterval: time.Millisecond,
+		Logger: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.enforcer = e
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := e.Run(ctx); err != nil {
+			w.t.Error(err)
+		}
+	}()
+	stop = func() { cancel(); <-done }
+	w.t.Cleanup(func() {
+		stop()
+		if err := Cleanup(context.Background()); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return stop
+}
+
+func (w *world) put(obj client.Object) {
+	w.t.Helper()
+	old, ok := obj.DeepCopyObject().(client.Object)
+	if !ok {
+		w.t.Fatalf("%T is no object", obj)
+	}
+	kind := fmt.Sprintf("%T", obj)
+	if w.api.Get(w.t.Context(), client.ObjectKeyFromObject(obj), old) != nil {
+		if err := w.api.Create(w.t.Context(), obj); err != nil {
+			w.t.Fatal(err)
+		}
+		w.inf[kind].Add(obj)
+		return
+	}
+	obj.SetResourceVersion(old.GetResourceVersion())
+	if err := w.api.Update(w.t.Context(), obj); err != nil {
+		w.t.Fatal(err)
+	}
+	w.inf[kind].Update(old, obj)
+}
+
+func (w *world) remove(obj client.Object) {
+	w.t.Helper()
+	if err := w.api.Delete(w.t.Context(), obj); err != nil {
+		w.t.Fatal(err)
+	}
+	w.inf[fmt.Sprintf("%T", obj)].Delete(obj)
+}
+
+func (w *world) namespace(name string, labels ...string) {
+	w.t.Helper()
+	w.put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: pairs(labels)}})
+}
+
+func pairs(list []string) map[string]string {
+	out := map[string]string{}
+	for i := 0; i+1 < len(list); i += 2 {
+		out[list[i]] = list[i+1]
+	}
+	return out
+}
+
+// testPod is a pod of the node with labels, and with the ports 80 ("http"), 81 and 5000 of TCP and UDP.
+func testPod(namespace, name string, labels ...string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(namespace + "-" + name), Labels: pairs(labels)},
+		Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Ports: []corev1.ContainerPort{
+			{Name: "http", ContainerPort: 80, Protocol: corev1.ProtocolTCP}, {Name: "http", ContainerPort: 80, Protocol: corev1.ProtocolUDP}}}}}}
+}
+
+// pod makes a pod that serves, as the agent does: API object, network with rules, address in the status.
+func (w *world) pod(namespace, name string, labels ...string) {
+	w.t.Helper()
+	obj := testPod(namespace, name, labels...)
+	w.put(obj)
+	w.connect(obj)
+	for _, port := range []string{":80", ":81", ":5000"} {
+		nettest.ServeName(w.t, w.paths[namespace+"/"+name], port, name)
+	}
+}
+
+func (w *world) connect(obj *corev1.Pod) {
+	w.t.Helper()
+	path, addrs, err := w.net.SetupCovered(w.t.Context(), w.request(obj))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.paths[obj.Namespace+"/"+obj.Name], w.addrs[obj.Namespace+"/"+obj.Name] = path, addrs[0]
+	obj.Status.PodIPs = []corev1.PodIP{{IP: addrs[0].String()}}
+	w.put(obj)
+}
+
+func (w *world) request(obj *corev1.Pod) podnet.Request {
+	uid := string(obj.UID)
+	return podnet.Request{UID: uid, Cover: func(ctx context.Context, addrs []netip.Addr, isNew bool) error {
+		return w.enforcer.Cover(ctx, uid, obj, addrs, isNew)
+	}}
+}
+
+// disconnect takes a pod's network away.
+func (w *world) disconnect(namespace, name string) {
+	w.t.Helper()
+	if err := w.net.Teardown(w.t.Context(), namespace+"-"+name); err != nil {
+		w.t.Fatal(err)
+	}
+	w.enforcer.Uncover(namespace + "-" + name)
+}
+
+// relabel gives a pod other labels.
+func (w *world) relabel(namespace, name string, labels ...string) {
+	w.t.Helper()
+	var obj corev1.Pod
+	if err := w.api.Get(w.t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, &obj); err != nil {
+		w.t.Fatal(err)
+	}
+	obj.Labels = pairs(labels)
+	w.put(&obj)
+}
+
+// webPolicy is a policy, when it says nothing else about the pods with app=web in the namespace shop.
+func webPolicy(name string, spec networkingv1.NetworkPolicySpec) *networkingv1.NetworkPolicy {
+	if len(spec.PodSelector.MatchLabels) == 0 && spec.PodSelector.MatchExpressions == nil {
+		spec.PodSelector = metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+	}
+	return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name)}, Spec: spec}
+}
+
+// settle waits until the enforcer has done what it was told.
+func (w *world) settle() {
+	w.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		w.enforcer.events.Lock()
+		waiting := len(w.enforcer.dirty)
+		w.enforcer.events.Unlock()
+		w.enforcer.mu.Lock()
+		done := w.enforcer.known && waiting == 0 && w.enforcer.state.empty() == (w.enforcer.unlisten == nil) && len(w.enforcer.state.stale) == 0
+		w.enforcer.mu.Unlock()
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatal("the enforcer does not come to rest")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// reaches tries a connection and reports whether it came to be. A refusal counts as an answer of the other side.
+func (w *world) reaches(from, network, address string) bool {
+	w.t.Helper()
+	ok := false
+	try := func() error {
+		conn, err := (&net.Dialer{Timeout: quiet}).Dial(network, address)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		_ = conn.SetDeadline(time.Now().Add(quiet))
+		if network == "udp4" {
+			if _, err := conn.Write([]byte("?")); err != nil {
+				return err
+			}
+		}
+		_, err = conn.Read(make([]byte, 100))
+		ok = err == nil
+		return err
+	}
+	path := w.paths[from]
+	if path == "" {
+		path = from
+	}
+	var err error
+	if path == "" {
+		err = try()
+	} else {
+		err = nettest.In(w.t, path, try)
+	}
+	var timeout net.Error
+	if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+		w.t.Errorf("from %q to %s %s: %v, want an answer or silence", from, network, address, err)
+	}
+	return ok
+}
+
+// expect holds one connection against what shall become of it. Pods go by "namespace/name".
+func (w *world) expect(from, network, to string, want bool) {
+	w.t.Helper()
+	host, port, err := net.SplitHostPort(to)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if addr, ok := w.addrs[host]; ok {
+		host = addr.String()
+	}
+	if got := w.reaches(from, network, net.JoinHostPort(host, port)); got != want {
+		w.t.Errorf("%s reaches %s by %s: %v, want %v", from, to, network, got, want)
+	}
+}
