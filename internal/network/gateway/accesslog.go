@@ -150,23 +150,26 @@ func (l *accessLog) close() {
 	}
 }
 
-// read returns the last lines that a query asks for, oldest first.
+// read returns the lines that a query asks for, oldest first.
 func (l *accessLog) read(q Query) ([]Entry, error) {
 	l.flush()
 	names, err := l.names()
 	if err != nil {
 		return nil, err
 	}
+	if q.Oldest {
+		return l.readOldest(names, &q)
+	}
 	var newest []Entry // newest first
 	for _, name := range slices.Backward(names) {
-		some, err := l.readFile(name, &q)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("reading the access log: %w", err)
+		some, err := l.readFile(name, &q, 0)
+		if err != nil {
+			return nil, err
 		}
 		slices.Reverse(some)
 		newest = append(newest, some...)
 		info, err := l.root.Stat(name)
-		old := err == nil && !q.Since.IsZero() && info.ModTime().Before(q.Since)
+		old := err == nil && olderThan(info, q.since())
 		if len(newest) >= q.limit() || old {
 			break
 		}
@@ -176,14 +179,49 @@ func (l *accessLog) read(q Query) ([]Entry, error) {
 	return newest, nil
 }
 
-// readFile returns the last entries of one file that are asked for, oldest first.
-func (l *accessLog) readFile(name string, q *Query) ([]Entry, error) {
+// readOldest returns the first lines that a query asks for.
+func (l *accessLog) readOldest(names []string, q *Query) ([]Entry, error) {
+	var out []Entry
+	for _, name := range names {
+		info, err := l.root.Stat(name)
+		if err != nil || olderThan(info, q.since()) {
+			continue // it was removed meanwhile, or all of it is older
+		}
+		some, err := l.readFile(name, q, q.limit()-len(out))
+		if err != nil {
+			return nil, err
+		}
+		if out = append(out, some...); len(out) >= q.limit() {
+			break
+		}
+	}
+	return out, nil
+}
+
+// olderThan reports whether a file was last written before a time. Files' times are some milliseconds behind.
+func olderThan(info fs.FileInfo, nanos uint64) bool {
+	return info.ModTime().Add(time.Second).Before(time.Unix(0, int64(nanos)))
+}
+
+// since is the sequence number below which nothing is asked for: those numbers are times in nanoseconds.
+func (q *Query) since() uint64 {
+	if q.Since.IsZero() {
+		return q.After
+	}
+	return max(q.After, uint64(max(q.Since.UnixNano(), 0)))
+}
+
+// readFile returns entries of one file that are asked for, oldest first: the last ones, or the first most.
+func (l *accessLog) readFile(name string, q *Query, most int) ([]Entry, error) {
 	f, err := l.root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the access log: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	quick := []byte(q.RequestID)
+	quick, since := []byte(q.RequestID), q.since()
 	var out []Entry
 	reader := bufio.NewReaderSize(f, 64<<10)
 	for {
@@ -195,17 +233,32 @@ func (l *accessLog) readFile(name string, q *Query) ([]Entry, error) {
 			return out, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("reading the access log: %w", err)
 		}
-		if !bytes.Contains(line, quick) {
+		if sequenceOf(line) < since || !bytes.Contains(line, quick) {
 			continue
 		}
 		var e Entry
 		if json.Unmarshal(line, &e) != nil || !q.wants(&e) {
 			continue
 		}
-		if out = append(out, e); len(out) >= 2*q.limit() {
+		out = append(out, e)
+		switch {
+		case most > 0 && len(out) >= most:
+			return out, nil
+		case most == 0 && len(out) >= 2*q.limit():
 			out = append(out[:0], out[q.limit():]...)
 		}
 	}
+}
+
+// sequenceOf reads the number that each line begins with, without decoding the rest.
+func sequenceOf(line []byte) (n uint64) {
+	for _, c := range bytes.TrimPrefix(line, []byte(`{"seq":`)) {
+		if c < '0' || c > '9' {
+			break
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n
 }

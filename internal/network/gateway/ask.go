@@ -22,12 +22,13 @@ type Query struct {
 	After     uint64            `json:"after,omitempty"`     // log: lines with a larger Sequence
 	Since     time.Time         `json:"since,omitzero"`      // failures and log
 	Limit     int               `json:"limit,omitempty"`     // the last so many; default and at most 1,000
+	Oldest    bool              `json:"oldest,omitempty"`    // log: the first so many instead, at most 20,000: with After, all of it can be read
 }
 
 // Answer to a Query.
 type Answer struct {
 	Snapshot *Snapshot `json:"snapshot,omitempty"`
-	Failures []Failure `json:"failures,omitempty"` // oldest first
+	Failures []Entry   `json:"failures,omitempty"` // oldest first
 	Log      []Entry   `json:"log,omitempty"`      // oldest first
 	Error    string    `json:"error,omitempty"`
 }
@@ -87,13 +88,6 @@ const (
 	ReasonClientGone    = "ClientGone"
 )
 
-// Failure is a request that failed, and why.
-type Failure struct {
-	Entry
-	Reason string `json:"reason"`
-	Detail string `json:"detail,omitempty"` // for the operator, never for the client
-}
-
 // Entry is a line of the access log.
 type Entry struct {
 	Sequence  uint64            `json:"seq"`
@@ -116,6 +110,7 @@ type Entry struct {
 	Endpoint  string            `json:"endpoint,omitempty"`
 	Pod       string            `json:"pod,omitempty"`
 	Reason    string            `json:"reason,omitempty"` // why it failed
+	Detail    string            `json:"detail,omitempty"` // of the reason: for the operator, never for the client
 	Agent     string            `json:"agent,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"` // the service's
 }

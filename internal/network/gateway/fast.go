@@ -212,10 +212,7 @@ func (f *fast) serve(config *config) outcome {
 		return handOver
 	}
 	now := time.Now()
-	id := string(h.requestID)
-	if id == "" {
-		id = newID()
-	}
+	id := newID() // a trusted proxy's own would be kept, but its requests are net/http's
 	f.rec = record{start: now, id: id, client: f.c.client, scheme: f.c.scheme, protocol: "HTTP/1.1", method: h.method, host: h.hostname, path: h.path,
 		agent: h.agent, in: int64(h.size) + h.length, route: r, service: to.service, labels: spec.Labels}
 	to.service.stats.begin(now.Sub(f.g.started))

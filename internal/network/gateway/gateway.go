@@ -599,6 +599,6 @@ func (g *Gateway) finish(r *record) {
 		}
 	}
 	if r.reason != "" {
-		g.fails.add(Failure{Entry: r.entry(sequence, took), Reason: r.reason, Detail: r.detail})
+		g.fails.add(r.entry(sequence, took))
 	}
 }

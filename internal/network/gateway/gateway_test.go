@@ -110,7 +110,7 @@ func (r *rig) eventually(what string, ok func() bool) {
 }
 
 // failures returns what was noted of a request that failed, which comes after its answer.
-func (r *rig) failures(id string) (out []gateway.Failure) {
+func (r *rig) failures(id string) (out []gateway.Entry) {
 	r.t.Helper()
 	r.eventually("the failure of "+id, func() bool {
 		out = r.g.Ask(gateway.Query{What: gateway.QueryFailures, RequestID: id}).Failures
@@ -657,13 +657,14 @@ func TestFailuresAndLog(t *testing.T) {
 				t.Fatal(err)
 			}
 			body := read(t, response)
-			if response.StatusCode != want.status || response.Header.Get("X-Request-Id") != method+"-"+path {
+			id := response.Header.Get("X-Request-Id")
+			if response.StatusCode != want.status || id == "" || id == method+"-"+path {
 				t.Errorf("%s %s: %d %v, want %d", method, path, response.StatusCode, response.Header, want.status)
 			}
 			if want.reason != "UpstreamError" && (!strings.Contains(body, "<!doctype html>") || strings.Contains(body, "127.0.0.1")) {
 				t.Errorf("%s %s: page %q", method, path, body)
 			}
-			f := r.failures(method + "-" + path)
+			f := r.failures(id)
 			if len(f) != 1 || f[0].Reason != want.reason || f[0].Status != want.status {
 				t.Errorf("%s %s: failures %+v, want %s", method, path, f, want.reason)
 			}
@@ -702,6 +703,7 @@ func TestLimits(t *testing.T) {
 		"idle after one": {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200"},
 		"slow body":      {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\nabc", "HTTP/1.1 408"},
 		"many fields":    {"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + strings.Repeat("A: b\r\n", 30) + "\r\n", "HTTP/1.1 431"},
+		"no request":     {"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", "HTTP/1.1 400"},
 		"large head":     {"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nA: " + strings.Repeat("b", 40<<10) + "\r\n\r\n", "HTTP/1.1 431"},
 		"large body":     {"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 200000\r\n\r\n", "HTTP/1.1 413"},
 	} {
@@ -716,6 +718,9 @@ func TestLimits(t *testing.T) {
 			out, err := io.ReadAll(conn) // to the end: the gateway hangs up
 			if err != nil && !strings.Contains(err.Error(), "reset") {
 				t.Error(err)
+			}
+			if tc.want != "" && !strings.Contains(string(out), "\r\nX-Request-Id: ") {
+				t.Errorf("an answer without an id: %q", out)
 			}
 			if !strings.HasPrefix(string(out), tc.want) || tc.want == "" && len(out) > 0 && !bytes.HasPrefix(out, []byte("HTTP/1.1 408")) {
 				t.Errorf("got %q, want %s", out, tc.want)

@@ -47,7 +47,6 @@ type requestHead struct {
 	hostname  []byte // without port
 	length    int64  // of the body
 	close     bool   // Connection: close
-	requestID []byte
 	agent     []byte
 	accept    []byte
 	fields    []field
@@ -113,10 +112,6 @@ func parseRequest(b []byte, h *requestHead, maxFields int) verdict {
 				h.close = true
 			} else if !equalFold(f.value, "keep-alive") {
 				return unusual
-			}
-		case fieldRequestID:
-			if h.requestID == nil && validID(f.value) {
-				h.requestID = f.value
 			}
 		case fieldUserAgent:
 			h.agent = f.value

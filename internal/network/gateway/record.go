@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -48,8 +50,8 @@ func newID() string {
 	return string(text[:])
 }
 
-// validID reports whether a client's request id is kept.
-func validID[T string | []byte](id T) bool {
+// validID reports whether a proxy's request id is kept.
+func validID(id string) bool {
 	if len(id) == 0 || len(id) > 128 {
 		return false
 	}
@@ -66,7 +68,7 @@ func validID[T string | []byte](id T) bool {
 func (r *record) entry(sequence uint64, took time.Duration) Entry {
 	e := Entry{Sequence: sequence, Time: r.start, RequestID: string([]byte(r.id)), Client: r.client, Method: string(r.method), Scheme: r.scheme, Host: string(r.host),
 		Path: string(r.path), Protocol: r.protocol, Status: r.status, BytesIn: r.in, BytesOut: r.out, Seconds: took.Seconds(), Held: r.held.Seconds(),
-		Tries: r.tries, Reason: r.reason, Agent: string(r.agent), Labels: r.labels}
+		Tries: r.tries, Reason: r.reason, Detail: r.detail, Agent: string(r.agent), Labels: r.labels}
 	if r.route != nil {
 		e.Route = r.route.fullName()
 	}
@@ -115,6 +117,9 @@ func (r *record) appendJSON(b []byte, sequence uint64, took time.Duration) []byt
 	}
 	if r.reason != "" {
 		b = appendText(append(b, `,"reason":`...), r.reason)
+		if r.detail != "" {
+			b = appendText(append(b, `,"detail":`...), r.detail)
+		}
 	}
 	if len(r.agent) > 0 {
 		b = appendText(append(b, `,"agent":`...), r.agent)
@@ -143,43 +148,81 @@ func appendText[T string | []byte](b []byte, text T) []byte {
 	return append(b, '"')
 }
 
+// Bounds of what is remembered of requests that failed. Those that reached no service have room of
+// their own: whoever looks for holes in a site makes many of them, and must not push the others out.
+const (
+	maxFailures = 1000
+	maxStrays   = 250
+)
+
 // failures keeps the last requests that failed.
 type failures struct {
-	mu   sync.Mutex // guards the fields below
-	ring []Failure
-	next int
+	mu       sync.Mutex // guards the fields below
+	services ring
+	strays   ring
 }
 
-// maxFailures bounds the ring.
-const maxFailures = 1000
+// ring holds the last so many entries.
+type ring struct {
+	entries []Entry
+	next    int
+}
 
-func (f *failures) add(one Failure) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.ring) < maxFailures {
-		f.ring = append(f.ring, one)
+func (r *ring) add(one Entry, most int) {
+	if len(r.entries) < most {
+		r.entries = append(r.entries, one)
 		return
 	}
-	f.ring[f.next] = one
-	f.next = (f.next + 1) % maxFailures
+	r.entries[r.next] = one
+	r.next = (r.next + 1) % most
+}
+
+// each calls do for every entry, oldest first.
+func (r *ring) each(do func(*Entry)) {
+	for i := range r.entries {
+		do(&r.entries[(r.next+i)%len(r.entries)])
+	}
+}
+
+func (f *failures) add(one Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if one.Service == "" {
+		f.strays.add(one, maxStrays)
+		return
+	}
+	f.services.add(one, maxFailures)
 }
 
 // list returns those that a query asks for, oldest first.
-func (f *failures) list(q Query) []Failure {
+func (f *failures) list(q Query) []Entry {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var out []Failure
-	for i := range f.ring {
-		if one := f.ring[(f.next+i)%len(f.ring)]; q.wants(&one.Entry) {
-			out = append(out, one)
-		}
+	var out []Entry
+	for _, r := range []*ring{&f.strays, &f.services} {
+		r.each(func(e *Entry) {
+			if q.wants(e) {
+				out = append(out, *e)
+			}
+		})
 	}
+	slices.SortStableFunc(out, func(a, b Entry) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	return out[max(0, len(out)-q.limit()):]
 }
 
+// Bounds of an answer's entries.
+const (
+	mostEntries = 1000
+	mostOldest  = 20_000 // for who reads all of the log
+)
+
 func (q *Query) limit() int {
-	if q.Limit <= 0 || q.Limit > 1000 {
-		return 1000
+	most := mostEntries
+	if q.Oldest {
+		most = mostOldest
+	}
+	if q.Limit <= 0 || q.Limit > most {
+		return most
 	}
 	return q.Limit
 }

@@ -287,7 +287,7 @@ func (s *slowServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.path = strings.TrimSuffix("/"+strings.TrimPrefix(x.path, "/"), "*")
 	id := r.Header.Get("X-Request-Id")
-	if !validID(id) {
+	if !config.trusted(c.peer) || !validID(id) {
 		id = newID()
 	}
 	x.rec = record{start: time.Now(), id: id, client: clientAddress(config, c, r).String(), scheme: c.scheme, protocol: r.Proto, method: []byte(r.Method),

@@ -35,8 +35,8 @@ type Delta struct {
 
 // Settings are what holds for all listeners.
 type Settings struct {
-	// TrustedProxies may say by X-Forwarded-For, -Proto and -Host whom they speak for. From all
-	// others these headers are replaced. A well-formed X-Request-Id is kept from anyone.
+	// TrustedProxies may say by X-Forwarded-For, -Proto and -Host whom they speak for, and by a
+	// well-formed X-Request-Id how the request is called. From all others these are replaced.
 	TrustedProxies []netip.Prefix `json:"trustedProxies,omitempty"`
 	Forwarded      bool           `json:"forwarded,omitempty"`   // also send RFC 7239's Forwarded
 	NoAccessLog    bool           `json:"noAccessLog,omitempty"` // for all routes
