@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,13 +21,32 @@ var errSome = errors.New("some failure")
 
 // fakeFigures are what a test says the node has left.
 type fakeFigures struct {
+	mu             sync.Mutex // guards the fields below
 	free, freeDisk int64
 	used           int64 // memory of every container and pod
 	pods           eviction.Usages
 	looks          int
 }
 
+// set changes what the agent, which looks at any time, is told next.
+func (f *fakeFigures) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// count reads what the agent may be changing.
+func (f *fakeFigures) count(read func() int64) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return read()
+}
+
+func (f *fakeFigures) looked() int64 { return int64(f.looks) }
+
 func (f *fakeFigures) quick() (eviction.Observations, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.looks++
 	return eviction.Observations{
 		eviction.MemoryAvailable: {Available: f.free, Capacity: 8 << 30, At: time.Now()},
@@ -36,13 +56,23 @@ func (f *fakeFigures) quick() (eviction.Observations, error) {
 
 func (f *fakeFigures) all() (eviction.Observations, error) { return f.quick() }
 
-func (f *fakeFigures) usages(context.Context, []*corev1.Pod, bool) eviction.Usages { return f.pods }
+func (f *fakeFigures) usages(context.Context, []*corev1.Pod, bool) eviction.Usages {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pods
+}
 
 func (f *fakeFigures) storage(_ context.Context, pod *corev1.Pod) (eviction.Usage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.pods[string(pod.UID)], nil
 }
 
-func (f *fakeFigures) memoryOf(*corev1.Pod, string) (int64, error) { return f.used, nil }
+func (f *fakeFigures) memoryOf(*corev1.Pod, string) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used, nil
+}
 
 func (f *fakeFigures) split() bool { return false }
 
@@ -82,16 +112,18 @@ func TestEvictionForMemory(t *testing.T) {
 	underPressure(t, func(r *rig, f *fakeFigures) {
 		r.create(newPod("good", guaranteed("", "1Gi"), named("good")))
 		r.create(newPod("bad", named("bad")))
-		f.pods = eviction.Usages{
-			"uid-good": {MemoryBytes: 500 << 20},
-			"uid-bad":  {MemoryBytes: 200 << 20, Containers: []eviction.ContainerUsage{{Name: "bad", MemoryBytes: 200 << 20}}},
-		}
+		f.set(func() {
+			f.pods = eviction.Usages{
+				"uid-good": {MemoryBytes: 500 << 20},
+				"uid-bad":  {MemoryBytes: 200 << 20, Containers: []eviction.ContainerUsage{{Name: "bad", MemoryBytes: 200 << 20}}},
+			}
+		})
 		r.runtime.OnExit = func(c container.Config, _ behavior) {
 			if c.Name == "bad" {
-				f.free = 4 << 30
+				f.set(func() { f.free = 4 << 30 })
 			}
 		}
-		f.free = 50 << 20
+		f.set(func() { f.free = 50 << 20 })
 		r.sleep(2 * time.Second)
 		bad := r.pod("bad")
 		want := "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. Container bad was using 200Mi, request is 0, has larger consumption of memory. "
@@ -135,8 +167,10 @@ func TestEvictionEndsOneAtATime(t *testing.T) {
 		for _, name := range []string{"a", "b", "c"} {
 			r.create(newPod(name, named(name)))
 		}
-		f.pods = eviction.Usages{"uid-a": {MemoryBytes: 1}, "uid-b": {MemoryBytes: 3}, "uid-c": {MemoryBytes: 2}}
-		f.free = 50 << 20
+		f.set(func() {
+			f.pods = eviction.Usages{"uid-a": {MemoryBytes: 1}, "uid-b": {MemoryBytes: 3}, "uid-c": {MemoryBytes: 2}}
+		})
+		f.set(func() { f.free = 50 << 20 })
 		r.sleep(1500 * time.Millisecond)
 		if a, b, c := r.pod("a"), r.pod("b"), r.pod("c"); a.Status.Phase != corev1.PodRunning || c.Status.Phase != corev1.PodRunning || b.Status.Phase != corev1.PodRunning {
 			t.Fatalf("before its container has ended: a %s, b %s, c %s", a.Status.Phase, b.Status.Phase, c.Status.Phase)
@@ -147,7 +181,7 @@ func TestEvictionEndsOneAtATime(t *testing.T) {
 			t.Fatalf("b %s, c %s", b.Status.Phase, c.Status.Phase)
 		}
 		r.sleep(time.Second)
-		f.free = 4 << 30
+		f.set(func() { f.free = 4 << 30 })
 		r.sleep(10 * time.Second)
 		if a, c := r.pod("a"), r.pod("c"); c.Status.Phase != corev1.PodFailed || a.Status.Phase != corev1.PodRunning {
 			t.Errorf("a %s, c %s", a.Status.Phase, c.Status.Phase)
@@ -166,10 +200,10 @@ func TestDiskPressureFreesImagesFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.agent.unused.since["sha256:old:1"] = time.Now().Add(-time.Hour)
-		r.images.OnRemove = func(string) { f.freeDisk = 500 }
-		f.freeDisk = 50
+		r.images.OnRemove = func(string) { f.set(func() { f.freeDisk = 500 }) }
+		f.set(func() { f.freeDisk = 50 })
 		r.sleep(12 * time.Second)
-		if images, _ := r.images.Images(t.Context()); len(images) != 1 || f.freeDisk != 500 {
+		if images, _ := r.images.Images(t.Context()); len(images) != 1 || f.count(func() int64 { return f.freeDisk }) != 500 {
 			t.Errorf("%d images are left", len(images))
 		}
 		if r.pod("web").Status.Phase != corev1.PodRunning {
@@ -202,7 +236,9 @@ func TestStorageLimits(t *testing.T) {
 		if r.pod("filler").Status.Phase != corev1.PodRunning {
 			t.Fatalf("it is %+v", r.pod("filler").Status)
 		}
-		f.pods = eviction.Usages{"uid-filler": {Volumes: map[string]eviction.Disk{"data": {Bytes: 2 << 20}}}}
+		f.set(func() {
+			f.pods = eviction.Usages{"uid-filler": {Volumes: map[string]eviction.Disk{"data": {Bytes: 2 << 20}}}}
+		})
 		r.sleep(11 * time.Second)
 		p := r.pod("filler")
 		if p.Status.Phase != corev1.PodFailed || p.Status.Reason != "Evicted" || p.Status.Message != `Usage of EmptyDir volume "data" exceeds the limit "1Mi". ` {
@@ -216,15 +252,15 @@ func TestStorageLimits(t *testing.T) {
 
 func TestMemoryIsWatchedOftenWhenItIsShort(t *testing.T) {
 	underPressure(t, func(r *rig, f *fakeFigures) {
-		f.looks = 0
+		f.set(func() { f.looks = 0 })
 		r.sleep(10 * time.Second)
-		if f.looks < 9 || f.looks > 12 {
-			t.Errorf("%d looks in 10 s", f.looks)
+		if looks := f.count(f.looked); looks < 9 || looks > 12 {
+			t.Errorf("%d looks in 10 s", looks)
 		}
-		f.free, f.looks = 150<<20, 0
+		f.set(func() { f.free, f.looks = 150<<20, 0 })
 		r.sleep(10 * time.Second)
-		if f.looks < 36 {
-			t.Errorf("%d looks in 10 s when memory is short", f.looks)
+		if looks := f.count(f.looked); looks < 36 {
+			t.Errorf("%d looks in 10 s when memory is short", looks)
 		}
 	})
 }

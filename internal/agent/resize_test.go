@@ -216,7 +216,7 @@ func TestMemoryDoesNotShrinkBelowItsUse(t *testing.T) {
 			t.Errorf("status has %v, allocated %v", status, allocated)
 		}
 		r.hasEvent("web", "ResizeError: Pod resize error: ")
-		use.used = 1 << 20
+		use.set(func() { use.used = 1 << 20 })
 		r.sleep(retryAfter + time.Second)
 		if status, _ := r.resourcesOf("web", "main"); status.Memory().String() != "10Mi" || podCondition(r.pod("web"), corev1.PodResizeInProgress) != nil {
 			t.Errorf("after it uses less the status has %v, %+v", status, podCondition(r.pod("web"), corev1.PodResizeInProgress))
