@@ -99,7 +99,7 @@ e2e: build kubectl ## Test the built program with real containers and kubectl (r
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 
 .PHONY: fixture
-fixture: build kubectl ## Record a data dir of this program for upgrade tests (NAME=3-workloads)
+fixture: build kubectl ## Record a data dir of this program for upgrade tests (NAME=4-deploy)
 	@test -n "$(NAME)" || { echo "fixture: NAME=... says what to call it" >&2; exit 2; }
 	@mkdir -p test/fixtures/$(NAME)
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_E2E_RECORD=$(CURDIR)/test/fixtures/$(NAME) $(GO) test -count=1 -run TestUpgrade ./e2e

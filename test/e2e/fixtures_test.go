@@ -25,7 +25,8 @@ const fixtureNamespace = "fixture"
 
 // recordedKinds are those that a new fixture has.
 const recordedKinds = "deployment,replicaset,service,configmap,secret,serviceaccount,role,rolebinding,lease,statefulset,cronjob," +
-	"horizontalpodautoscaler,poddisruptionbudget,ingress,networkpolicy,resourcequota,limitrange,podtemplate,widget"
+	"horizontalpodautoscaler,poddisruptionbudget,ingress,networkpolicy,resourcequota,limitrange,podtemplate,widget," +
+	"daemonset,job,replicationcontroller,persistentvolumeclaim"
 
 const fixtureManifest = rolloutManifest + `
 ---
@@ -82,6 +83,32 @@ spec:
   suspend: true
   schedule: "0 3 * * *"
   jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: "app:e2e"}]}}}}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: everywhere}
+spec:
+  selector: {matchLabels: {app: everywhere}}
+  template: {metadata: {labels: {app: everywhere}}, spec: {nodeSelector: {no: such}, containers: [{name: c, image: "app:e2e"}]}}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: later}
+spec:
+  suspend: true
+  completions: 3
+  completionMode: Indexed
+  template: {spec: {restartPolicy: Never, containers: [{name: c, image: "app:e2e"}]}}
+---
+apiVersion: v1
+kind: ReplicationController
+metadata: {name: old}
+spec: {replicas: 0, selector: {app: old}, template: {metadata: {labels: {app: old}}, spec: {containers: [{name: c, image: "app:e2e"}]}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: waits}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 ---
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
