@@ -19,11 +19,10 @@ const registryPrefix = "/registry/"
 
 // loadTables starts the watch and fills the tables with what etcd held just before it. It
 // returns the revision of that state.
-func (s *Store) loadTables(ctx context.Context, stream mvcc.WatchStream) (int64, error) {
-	kv := s.member.server.KV()
-	rev := kv.Rev()
-	if _, err := stream.Watch(ctx, 0, []byte(registryPrefix), prefixEnd(registryPrefix), rev+1); err != nil {
-		return 0, fmt.Errorf("watching etcd: %w", err)
+func (s *Store) loadTables(ctx context.Context) (int64, error) {
+	rev := s.member.server.KV().Rev()
+	if err := s.follow(ctx, rev+1); err != nil {
+		return 0, err
 	}
 	for _, t := range s.tables.Load().byName {
 		entries, err := s.rangeAt(ctx, t, rev)
@@ -34,6 +33,38 @@ func (s *Store) loadTables(ctx context.Context, stream mvcc.WatchStream) (int64,
 	}
 	s.applied.Store(rev)
 	return rev, nil
+}
+
+// follow starts the applier's watch at a revision.
+func (s *Store) follow(ctx context.Context, from int64) error {
+	s.stream = s.member.server.KV().NewWatchStream()
+	if _, err := s.stream.Watch(ctx, 0, []byte(registryPrefix), prefixEnd(registryPrefix), from); err != nil {
+		return fmt.Errorf("watching etcd: %w", err)
+	}
+	return nil
+}
+
+// reload fills the tables anew: this member was so far behind that it was given a state, not the changes up to
+// it. Watches begin again.
+func (s *Store) reload(ctx context.Context) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	s.stream.Close()
+	rev := s.member.server.KV().Rev()
+	if err := s.follow(ctx, rev+1); err != nil {
+		return err
+	}
+	for _, t := range s.tables.Load().byName {
+		entries, err := s.rangeAt(ctx, t, rev)
+		if err != nil {
+			return err
+		}
+		t.replace(entries, rev)
+	}
+	s.applied.Store(rev)
+	s.wakeWaiters()
+	s.opts.Logger.LogAttrs(ctx, slog.LevelInfo, "caught up by a snapshot", slog.Int64("revision", rev))
+	return nil
 }
 
 // rangeAt decodes everything a table held at rev, in key order.
@@ -61,6 +92,8 @@ func (s *Store) rangeAt(ctx context.Context, t *table, rev int64) ([]*Entry, err
 
 // listAt is a table as it was at rev.
 func (s *Store) listAt(ctx context.Context, t *table, rev int64) (*btree.BTreeG[*Entry], error) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	entries, err := s.rangeAt(ctx, t, rev)
 	if err != nil {
 		return nil, err
@@ -72,30 +105,56 @@ func (s *Store) listAt(ctx context.Context, t *table, rev int64) (*btree.BTreeG[
 	return old.ordered, nil
 }
 
-// apply brings etcd's changes into the tables, and adds and removes tables, until ctx ends. spawn
-// starts what must not hold it up.
-func (s *Store) apply(ctx context.Context, changes <-chan mvcc.WatchResponse, spawn func(func() error)) error {
+// apply brings etcd's changes into the tables, adds and removes tables, and opens the member another way when
+// asked, until ctx ends. spawn starts what must not hold it up.
+func (s *Store) apply(ctx context.Context, spawn func(func() error)) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-s.member.server.StopNotify():
+			return s.stoppedItself()
 		case change := <-s.changes:
 			change.done <- s.applyChange(ctx, change, spawn)
-		case resp, ok := <-changes:
+		case r := <-s.restarts:
+			fatal, err := s.reopen(ctx, r.company)
+			r.done <- err
+			if fatal {
+				return err
+			}
+		case resp, ok := <-s.stream.Chan():
 			if !ok {
 				return errors.New("store: etcd ended the watch")
 			}
-			if resp.CompactRevision != 0 {
-				return fmt.Errorf("store: history was compacted to %d before it was read", resp.CompactRevision)
+			if err := s.applyResponse(ctx, resp); err != nil {
+				return err
 			}
-			for _, event := range resp.Events {
-				if err := s.applyEvent(event); err != nil {
-					return err
-				}
-			}
-			s.wakeWaiters()
 		}
 	}
+}
+
+func (s *Store) applyResponse(ctx context.Context, resp mvcc.WatchResponse) error {
+	if resp.CompactRevision != 0 {
+		if s.company.Load() {
+			return s.reload(ctx)
+		}
+		return fmt.Errorf("store: history was compacted to %d before it was read", resp.CompactRevision)
+	}
+	for _, event := range resp.Events {
+		if err := s.applyEvent(event); err != nil {
+			return err
+		}
+	}
+	s.wakeWaiters()
+	return nil
+}
+
+// stoppedItself says why etcd ended.
+func (s *Store) stoppedItself() error {
+	if s.company.Load() && s.member.server.Cluster().Member(s.member.server.MemberID()) == nil {
+		return ErrRemoved
+	}
+	return errors.New("store: etcd stopped by itself")
 }
 
 func (s *Store) applyEvent(event *mvccpb.Event) error {
@@ -153,6 +212,8 @@ func (s *Store) claim(etcdKey string, value []byte) *pending {
 // refillHistory reads the changes of tables before they were loaded, so that watches resume over a
 // restart.
 func (s *Store) refillHistory(ctx context.Context, tables []*table, loaded int64) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	kv := s.member.server.KV()
 	from := max(kv.FirstRev(), loaded-int64(s.opts.History), 1)
 	if from >= loaded {
@@ -271,12 +332,21 @@ func (s *Store) compactLoop(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			now := s.applied.Load()
-			if before > 1 && before > s.member.server.KV().FirstRev() {
-				if err := s.member.compact(ctx, before); err != nil && ctx.Err() == nil {
+			if leading, _ := s.Leading(); leading && before > 1 {
+				if err := s.compactTo(ctx, before); err != nil && ctx.Err() == nil {
 					s.opts.Logger.LogAttrs(ctx, slog.LevelWarn, "compaction", slog.Any("error", err))
 				}
 			}
 			before = now
 		}
 	}
+}
+
+func (s *Store) compactTo(ctx context.Context, rev int64) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if rev <= s.member.server.KV().FirstRev() {
+		return nil
+	}
+	return s.member.compact(ctx, rev)
 }

@@ -22,6 +22,24 @@ var (
 	ErrFull = errors.New("store: database space exceeded")
 	// ErrTimeout says that etcd did not answer in time; the write may have been done.
 	ErrTimeout = errors.New("store: etcd did not answer in time")
+	// ErrNoLeader says that the members found no leader in time; nothing was done.
+	ErrNoLeader = errors.New("store: the members have no leader")
+	// ErrBusy says that too much waits to be written already; nothing was done.
+	ErrBusy = errors.New("store: too many requests")
+	// ErrRemoved says that this store is no member any more.
+	ErrRemoved = errors.New("store: this member was removed from the others")
+	// ErrNoPeer says that the store was given no address at which other members reach it.
+	ErrNoPeer = errors.New("store: no address at which other members reach this one")
+	// ErrMember says that there is such a member.
+	ErrMember = errors.New("store: is a member already")
+	// ErrNoMember says that there is no such member.
+	ErrNoMember = errors.New("store: no such member")
+	// ErrLast says that the only member cannot be taken away.
+	ErrLast = errors.New("store: the only member")
+	// ErrQuorum says that a change of the members waits for those that are down.
+	ErrQuorum = errors.New("store: too many members are down")
+	// ErrJoining says that another member is just joining.
+	ErrJoining = errors.New("store: another member is joining")
 	// ErrTooLarge says that the object is larger than one request may be.
 	ErrTooLarge = errors.New("store: object is too large")
 	// ErrSealed says that a value cannot be decrypted with the keys there are.

@@ -6,15 +6,17 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/config"
 	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/etcdhttp"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 	"go.etcd.io/etcd/server/v3/features"
-	"go.etcd.io/etcd/server/v3/storage"
+	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 )
 
@@ -25,31 +27,84 @@ const maxRequestBytes = 1536 * 1024
 // member has none; etcd's default of 5,000 keeps the values of as many writes.
 const catchUpEntries = 100
 
-// member is the etcd member inside this process. It has no listener.
+// catchUpWithCompany is the same for a member that has followers: one that lags behind further is sent the whole
+// database. It is etcd's default.
+const catchUpWithCompany = 5000
+
+// clusterToken goes into the identity of a cluster's first member.
+const clusterToken = "gantry"
+
+// lonePeer is the address of a member that nobody reaches.
+const lonePeer = "http://127.0.0.1:2380"
+
+// member is the etcd member inside this process. It listens only where other members reach it, and only
+// when it has any.
 type member struct {
 	server *etcdserver.EtcdServer
-	quota  storage.Quota
+	peers  *peerListener // nil for a lone member
+	quota  int64
 }
 
-// newMember opens or creates the member in opts.Dir and starts it.
-func newMember(opts Options) (*member, error) {
+// newMember opens or creates the member in opts.Dir and starts it. With company it listens for the others
+// and its clock is the one that all members have.
+func newMember(opts Options, company bool) (m *member, err error) {
 	logger := zap.New(slogCore{opts.Logger})
-	peers, err := types.NewURLs([]string{"http://127.0.0.1:2380"})
+	cfg, err := memberConfig(opts, company, logger)
 	if err != nil {
-		return nil, fmt.Errorf("etcd peer address: %w", err)
+		return nil, err
 	}
-	server, err := etcdserver.NewServer(config.ServerConfig{
-		Name:                    "default",
-		ClientURLs:              peers,
-		PeerURLs:                peers,
+	m = &member{quota: opts.QuotaBytes}
+	if company {
+		if m.peers, err = listenPeers(opts.Peer, opts.Logger); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				m.peers.close()
+			}
+		}()
+	}
+	if m.server, err = etcdserver.NewServer(cfg); err != nil {
+		return nil, fmt.Errorf("opening etcd in %s: %w", filepath.Clean(opts.Dir), err)
+	}
+	m.server.Start()
+	if company {
+		m.peers.serve(etcdhttp.NewPeerHandler(logger, m.server))
+	}
+	return m, nil
+}
+
+func memberConfig(opts Options, company bool, logger *zap.Logger) (config.ServerConfig, error) {
+	name, self, tick, catchUp := opts.Name, lonePeer, opts.Tick, uint64(catchUpEntries)
+	if company {
+		self, tick, catchUp = opts.Peer.URL, opts.Peer.Tick, catchUpWithCompany
+	}
+	own, err := types.NewURLs([]string{self})
+	if err != nil {
+		return config.ServerConfig{}, fmt.Errorf("etcd peer address %s: %w", self, err)
+	}
+	initial := types.URLsMap{name: own}
+	for _, other := range opts.Join {
+		urls, err := types.NewURLs(other.PeerURLs)
+		if err != nil {
+			return config.ServerConfig{}, fmt.Errorf("peer address of member %s: %w", other.ID, err)
+		}
+		if !slices.Equal(urls.StringSlice(), own.StringSlice()) {
+			initial["other-"+other.ID] = urls // what a name is here concerns nobody else
+		}
+	}
+	cfg := config.ServerConfig{
+		Name:                    name,
+		ClientURLs:              own,
+		PeerURLs:                own,
 		DataDir:                 opts.Dir,
-		InitialPeerURLsMap:      types.URLsMap{"default": peers},
-		InitialClusterToken:     "gantry",
-		NewCluster:              true,
-		TickMs:                  uint(opts.Tick / time.Millisecond),
+		InitialPeerURLsMap:      initial,
+		InitialClusterToken:     clusterToken,
+		NewCluster:              len(opts.Join) == 0,
+		TickMs:                  uint(tick / time.Millisecond),
 		ElectionTicks:           10,
 		SnapshotCount:           etcdserver.DefaultSnapshotCount,
-		SnapshotCatchUpEntries:  catchUpEntries,
+		SnapshotCatchUpEntries:  catchUp,
 		MaxSnapFiles:            5,
 		MaxWALFiles:             5,
 		MaxTxnOps:               128,
@@ -69,18 +124,15 @@ func newMember(opts Options) (*member, error) {
 		LocalAddress:            "127.0.0.1",
 		MaxLearners:             1,
 		Metrics:                 "basic",
-		ServerFeatureGate:       features.NewDefaultServerFeatureGate("default", logger),
+		ServerFeatureGate:       features.NewDefaultServerFeatureGate(name, logger),
 		// A lone member needs no time for others to be heard: it campaigns at once.
 		InitialElectionTickAdvance: true,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("opening etcd in %s: %w", filepath.Clean(opts.Dir), err)
 	}
-	server.Start()
-	return &member{
-		server: server,
-		quota:  storage.NewBackendQuota(logger, opts.QuotaBytes, server.Backend(), "store"),
-	}, nil
+	if company {
+		cfg.PeerTLSInfo = opts.Peer.tlsInfo(logger)
+		cfg.LocalAddress = own[0].Hostname()
+	}
+	return cfg, nil
 }
 
 // ready waits until the member takes writes.
@@ -95,6 +147,48 @@ func (m *member) ready(ctx context.Context) error {
 	}
 }
 
+// kick lets a member that is alone, and knows it, become leader at once. Waiting for the election time-out
+// is for hearing of other leaders, of which there can be none.
+func (m *member) kick(ctx context.Context) {
+	id := uint64(m.server.MemberID())
+	again := time.NewTicker(2 * time.Millisecond)
+	defer again.Stop()
+	for m.server.Lead() != id {
+		// The message is what a leader sends to its successor. It is ignored while the log has changes of the members
+		// that were not applied yet.
+		err := m.server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
+		if err != nil {
+			return // it stops
+		}
+		select {
+		case <-again.C:
+		case <-m.server.StopNotify():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// stop ends the member; as a leader it hands over first, unless hard.
+func (m *member) stop(hard bool) {
+	if hard {
+		m.server.HardStop()
+	} else {
+		m.server.Stop()
+	}
+	if m.peers != nil {
+		m.peers.close()
+	}
+}
+
+// available reports whether the database has room for the value. It counts as etcd's own quota does
+// (etcd, storage/quota.go), for the backend that is in use now: a snapshot from the leader replaces it.
+func (m *member) available(key string, value []byte) bool {
+	const overhead = 256
+	return m.server.Backend().Size()+int64(len(key)+len(value)+overhead) < m.quota
+}
+
 // put writes value under key if the key's revision is rev (0: it does not exist). It returns
 // the new revision; ok is false when the compare failed.
 func (m *member) put(ctx context.Context, key string, value []byte, rev int64) (newRev int64, ok bool, err error) {
@@ -104,7 +198,7 @@ func (m *member) put(ctx context.Context, key string, value []byte, rev int64) (
 			RequestPut: &pb.PutRequest{Key: []byte(key), Value: value},
 		}}},
 	}
-	if !m.quota.Available(txn) {
+	if !m.available(key, value) {
 		return 0, false, ErrFull
 	}
 	return m.txn(ctx, txn)
@@ -129,13 +223,21 @@ func (m *member) txn(ctx context.Context, txn *pb.TxnRequest) (int64, bool, erro
 		return 0, false, ErrFull
 	case errors.Is(err, etcderrors.ErrStopped):
 		return 0, false, ErrClosed
-	case errors.Is(err, etcderrors.ErrTimeout), errors.Is(err, etcderrors.ErrTimeoutDueToLeaderFail),
-		errors.Is(err, etcderrors.ErrTimeoutDueToConnectionLost):
+	case isTimeout(err):
 		return 0, false, ErrTimeout
+	case errors.Is(err, etcderrors.ErrTooManyRequests):
+		return 0, false, ErrBusy
+	case errors.Is(err, etcderrors.ErrCanceled), errors.Is(err, context.Canceled):
+		return 0, false, context.Canceled
 	case err != nil:
 		return 0, false, fmt.Errorf("writing to etcd: %w", err)
 	}
 	return resp.Header.Revision, resp.Succeeded, nil
+}
+
+func isTimeout(err error) bool {
+	return errors.Is(err, etcderrors.ErrTimeout) || errors.Is(err, etcderrors.ErrTimeoutDueToLeaderFail) ||
+		errors.Is(err, etcderrors.ErrTimeoutDueToConnectionLost)
 }
 
 func compareRev(key string, rev int64) *pb.Compare {

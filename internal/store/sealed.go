@@ -19,6 +19,8 @@ func (s *Store) Stale(ctx context.Context, kind, key string) (bool, error) {
 		return false, nil // nothing of the kind is sealed now
 	}
 	etcdKey := t.kind.Prefix + key
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	result, err := s.member.server.KV().Range(ctx, []byte(etcdKey), nil, mvcc.RangeOptions{})
 	if err != nil {
 		return false, fmt.Errorf("reading %s %s from etcd: %w", kind, key, err)
@@ -40,6 +42,8 @@ func (s *Store) CheckSealed(ctx context.Context, kind string, by Sealer) error {
 	if err != nil {
 		return err
 	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	from, end := []byte(t.kind.Prefix), prefixEnd(t.kind.Prefix)
 	for {
 		result, err := s.member.server.KV().Range(ctx, from, end, mvcc.RangeOptions{Limit: sealedPage})

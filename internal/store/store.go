@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -26,6 +27,10 @@ type Options struct {
 	History         int           // changes kept a kind for watches to resume from, default 10000
 	HistoryBytes    int           // encoded size of the changes kept a kind, and of those that wait for a watch's reader; default 32 MiB
 	NoFsync         bool          // for tests: an acknowledged write may be lost in a crash
+
+	Name string   // of this store among its members; default "default"
+	Peer *Peer    // how other members reach this one; nil: it stays alone
+	Join []Member // the members to join, as AddLearner told them; without effect when Dir has data
 }
 
 // Store keeps the objects of all its kinds. Make one with New, then call Run.
@@ -37,7 +42,16 @@ type Store struct {
 	changes chan kindChange // for the applier
 	stopped chan struct{}   // closed when the applier has ended
 
-	member *member // set before ready is closed
+	company  atomic.Bool   // there are other members, or there may be at any moment
+	reopened chan struct{} // capacity 1: company changed
+	restarts chan restart  // for the applier
+	changing sync.Mutex    // one change of the members at a time
+	lead     leadership
+	epoch    atomic.Pointer[epoch] // of the leader
+
+	gate   sync.RWMutex     // held for reading by requests to the member; the applier holds it to open another one
+	member *member          // set before ready is closed
+	stream mvcc.WatchStream // the applier's
 
 	// shape is held for reading while somebody reads the database file as a whole, for writing while it is made smaller.
 	shape sync.RWMutex
@@ -69,6 +83,12 @@ func New(opts Options) (*Store, error) {
 	opts.CompactInterval = cmp.Or(opts.CompactInterval, 5*time.Minute)
 	opts.History = cmp.Or(opts.History, 10000)
 	opts.HistoryBytes = cmp.Or(opts.HistoryBytes, 32<<20)
+	opts.Name = cmp.Or(opts.Name, "default")
+	if opts.Peer != nil {
+		peer := *opts.Peer
+		peer.Tick = cmp.Or(peer.Tick, 100*time.Millisecond)
+		opts.Peer = &peer
+	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -82,13 +102,20 @@ func New(opts Options) (*Store, error) {
 	case opts.HistoryBytes < 1:
 		return nil, fmt.Errorf("store: HistoryBytes is %d, want at least 1", opts.HistoryBytes)
 	}
-	s := &Store{
-		opts:    opts,
-		ready:   make(chan struct{}),
-		changes: make(chan kindChange),
-		stopped: make(chan struct{}),
-		pending: make(map[string][]*pending),
+	if err := opts.Peer.check(); err != nil {
+		return nil, err
 	}
+	s := &Store{
+		opts:     opts,
+		ready:    make(chan struct{}),
+		changes:  make(chan kindChange),
+		restarts: make(chan restart),
+		reopened: make(chan struct{}, 1),
+		stopped:  make(chan struct{}),
+		pending:  make(map[string][]*pending),
+		lead:     leadership{changed: make(chan struct{})},
+	}
+	s.epoch.Store(newEpoch())
 	first := &tables{byName: make(map[string]*table, len(opts.Kinds)), byRoute: make(map[string]*table, len(opts.Kinds))}
 	for _, kind := range opts.Kinds {
 		if err := first.add(newTable(kind, &s.applied, opts.ring())); err != nil {
@@ -111,27 +138,24 @@ func (s *Store) Revision() int64 { return s.applied.Load() }
 // SizeBytes is the size of the database on disk and QuotaBytes the limit beyond which
 // writes are refused.
 func (s *Store) SizeBytes() (size, quota int64) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	return s.member.server.Backend().Size(), s.opts.QuotaBytes
 }
 
 // Run opens the database and serves until ctx ends; then it stops etcd cleanly and returns
-// nil. It may be called once.
+// nil. ErrRemoved says that the other members go on without this one. It may be called once.
 func (s *Store) Run(ctx context.Context) error {
-	m, err := newMember(s.opts)
+	m, err := s.openMember(ctx)
 	if err != nil {
-		return err
-	}
-	defer s.shutdown(m)
-	if err := m.ready(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
 	s.member = m
-	stream := m.server.KV().NewWatchStream()
-	defer stream.Close()
-	from, err := s.loadTables(ctx, stream)
+	defer s.shutdown()
+	from, err := s.loadTables(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,21 +163,15 @@ func (s *Store) Run(ctx context.Context) error {
 	first := slices.Collect(maps.Values(s.tables.Load().byName))
 	group.Go(func() error {
 		defer close(s.stopped)
-		return s.apply(groupCtx, stream.Chan(), group.Go)
+		return s.apply(groupCtx, group.Go)
 	})
 	group.Go(func() error {
 		defer closeRefilled(first)
 		return s.refillHistory(groupCtx, first, from)
 	})
 	group.Go(func() error { return s.compactLoop(groupCtx) })
-	group.Go(func() error {
-		select {
-		case <-groupCtx.Done():
-			return nil
-		case <-m.server.StopNotify():
-			return errors.New("store: etcd stopped by itself")
-		}
-	})
+	s.look(groupCtx)
+	group.Go(func() error { return s.watchMembers(groupCtx) })
 	close(s.ready)
 	if err := group.Wait(); ctx.Err() == nil {
 		return err
@@ -162,8 +180,11 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 // shutdown ends etcd, every watch and every waiting writer.
-func (s *Store) shutdown(m *member) {
-	m.server.Stop()
+func (s *Store) shutdown() {
+	if s.stream != nil {
+		s.stream.Close()
+	}
+	s.member.stop(false)
 	for _, t := range s.tables.Load().byName {
 		t.endWatches(ErrClosed)
 	}

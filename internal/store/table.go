@@ -79,6 +79,24 @@ func (t *table) load(entries []*Entry, rev int64) {
 	t.history.from = rev
 }
 
+// replace makes the table hold what etcd held at rev, without the changes in between: its watches end.
+func (t *table) replace(entries []*Entry, rev int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watchers.endAll(ErrReset)
+	clear(t.byKey)
+	t.ordered.Clear(false)
+	for _, values := range t.indexes {
+		clear(values)
+	}
+	for _, e := range entries {
+		t.putLocked(e)
+	}
+	t.version.Store(rev)
+	t.history = ring{max: t.history.max, maxBytes: t.history.maxBytes, from: rev}
+	t.applied.Store(rev)
+}
+
 // put applies a create or update and tells the watchers.
 func (t *table) put(e *Entry) {
 	t.mu.Lock()

@@ -21,11 +21,6 @@ func (s *Store) Get(kind, key string) (*Entry, error) {
 	return nil, ErrNotFound
 }
 
-// Sync makes the following reads of this goroutine at least as new as any write that was
-// acknowledged before the call, by whichever server. A lone member acknowledges a write
-// only when its own tables have it, so there is nothing to wait for.
-func (s *Store) Sync(ctx context.Context) error { return ctx.Err() }
-
 // ListOptions selects what a list returns.
 type ListOptions struct {
 	Namespace string            // "" is all
@@ -63,7 +58,7 @@ func (s *Store) List(ctx context.Context, kind string, opts ListOptions) (List, 
 	}
 	// What etcd has dropped is gone, even where memory still has it: clients that page slowly are
 	// promised an end (conformance, "API chunking"), and every server must say the same.
-	if opts.Rev != 0 && opts.Rev < s.member.server.KV().FirstRev() {
+	if opts.Rev != 0 && opts.Rev < s.firstRev() {
 		return List{}, ErrGone
 	}
 	if opts.Rev != 0 && opts.Rev != rev && !t.unchangedSince(opts.Rev) {
@@ -107,6 +102,13 @@ func (t *table) listIndexed(opts ListOptions) (List, error) {
 	})
 	slices.SortFunc(entries, func(a, b *Entry) int { return cmp.Compare(a.Key, b.Key) })
 	return List{Entries: entries, Rev: rev}, nil
+}
+
+// firstRev is the oldest revision that etcd still keeps.
+func (s *Store) firstRev() int64 {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	return s.member.server.KV().FirstRev()
 }
 
 // Count is how many objects of a kind there are.
@@ -180,7 +182,12 @@ func (s *Store) write(ctx context.Context, kind, key string, obj Object, rev int
 	if err := s.propose(etcdKey, p); err != nil {
 		return nil, err
 	}
-	newRev, ok, err := s.member.put(ctx, etcdKey, value, rev)
+	newRev, ok, again, err := s.request(ctx, func(ctx context.Context, m *member) (int64, bool, error) {
+		return m.put(ctx, etcdKey, value, rev)
+	})
+	if err == nil && !ok && again {
+		ok = s.claimed(ctx, p, newRev) // it had been written the first time
+	}
 	if err != nil || !ok {
 		s.withdraw(etcdKey, p)
 		if err != nil {
@@ -215,15 +222,17 @@ func (s *Store) Delete(ctx context.Context, kind, key string, rev int64) (*Entry
 	if current.Rev != rev {
 		return nil, &ConflictError{Current: current}
 	}
-	newRev, ok, err := s.member.remove(ctx, t.kind.Prefix+key, rev)
+	newRev, ok, again, err := s.request(ctx, func(ctx context.Context, m *member) (int64, bool, error) {
+		return m.remove(ctx, t.kind.Prefix+key, rev)
+	})
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
-		return nil, s.conflict(ctx, t, key, newRev)
-	}
 	if err := s.waitApplied(ctx, newRev); err != nil {
 		return nil, err
+	}
+	if there := t.get(key); !ok && (!again || there != nil) { // gone is gone, whichever try it was
+		return nil, &ConflictError{Current: there}
 	}
 	return current.At(newRev), nil
 }
@@ -234,6 +243,19 @@ func (s *Store) conflict(ctx context.Context, t *table, key string, rev int64) e
 		return err
 	}
 	return &ConflictError{Current: t.get(key)}
+}
+
+// claimed reports whether the tables at rev have seen the write.
+func (s *Store) claimed(ctx context.Context, p *pending, rev int64) bool {
+	if err := s.waitApplied(ctx, rev); err != nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *Store) propose(etcdKey string, p *pending) error {
