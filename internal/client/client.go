@@ -213,11 +213,14 @@ func (c *Client) Get(ctx context.Context, key ctrlclient.ObjectKey, obj ctrlclie
 		return err
 	}
 	options := (&ctrlclient.GetOptions{}).ApplyOptions(opts)
-	revision := ""
-	if options.Raw != nil {
+	revision := "0" // what this server's tables say, as an informer would
+	if options.Raw != nil && options.Raw.ResourceVersion != "" {
 		revision = options.Raw.ResourceVersion
 	}
 	entry, err := r.Get(ctx, key.Namespace, key.Name, revision)
+	if apierrors.IsNotFound(err) && r.HasCompany() { // another server may just have made it
+		entry, err = r.Get(ctx, key.Namespace, key.Name, "")
+	}
 	if err != nil {
 		return err
 	}
@@ -235,8 +238,13 @@ func (c *Client) List(ctx context.Context, list ctrlclient.ObjectList, opts ...c
 	if ctx, err = c.authorizeSelected(ctx, r, "list", options.Namespace, options.FieldSelector); err != nil {
 		return err
 	}
+	revision := "0" // as in Get
+	if options.Continue != "" {
+		revision = ""
+	}
 	got, err := r.List(ctx, options.Namespace, registry.ListOptions{
-		Labels: options.LabelSelector, Fields: options.FieldSelector, Limit: options.Limit, Continue: options.Continue, Internal: true,
+		Revision: revision,
+		Labels:   options.LabelSelector, Fields: options.FieldSelector, Limit: options.Limit, Continue: options.Continue, Internal: true,
 	})
 	if err != nil {
 		return err

@@ -40,6 +40,9 @@ func (s *Store) Leader() string {
 	return ""
 }
 
+// HasCompany reports whether there are other members, which may know more at this moment than the tables of this store.
+func (s *Store) HasCompany() bool { return s.company.Load() }
+
 func (l *leadership) set(leading bool) (news bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

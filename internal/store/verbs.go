@@ -21,6 +21,35 @@ func (s *Store) Get(kind, key string) (*Entry, error) {
 	return nil, ErrNotFound
 }
 
+// Current is Get for an answer that depends on what is not there: with company a key that this store does not know
+// may have been made by another one.
+func (s *Store) Current(ctx context.Context, kind, key string) (*Entry, error) {
+	e, err := s.Get(kind, key)
+	if !errors.Is(err, ErrNotFound) || !s.company.Load() {
+		return e, err
+	}
+	if err := s.Sync(ctx); err != nil {
+		return nil, err
+	}
+	return s.Get(kind, key)
+}
+
+// Outdated reports whether what a caller knows of key, nil for nothing, was no longer true when it asked. What a lone member's
+// tables say always is.
+func (s *Store) Outdated(ctx context.Context, kind, key string, known *Entry) (bool, error) {
+	if !s.company.Load() {
+		return false, nil
+	}
+	if err := s.Sync(ctx); err != nil {
+		return false, err
+	}
+	now, err := s.Get(kind, key)
+	if errors.Is(err, ErrNotFound) {
+		return known != nil, nil
+	}
+	return now != known, err
+}
+
 // ListOptions selects what a list returns.
 type ListOptions struct {
 	Namespace string            // "" is all

@@ -116,6 +116,9 @@ func (r *Resource) createOnce(ctx context.Context, internal runtime.Object, attr
 	name := obj.GetName()
 	key := r.def.stored.Key(obj.GetNamespace(), name)
 	if isDryRun(opts.DryRun) {
+		if err := r.store.Sync(ctx); err != nil {
+			return nil, statusError(err, r.Resource.GroupResource(), name)
+		}
 		if _, err := r.store.Get(r.def.stored.Name, key); err == nil {
 			return nil, apierrors.NewAlreadyExists(r.Resource.GroupResource(), name)
 		}

@@ -33,8 +33,9 @@ func (r *Resource) Delete(ctx context.Context, namespace, name string, opts *met
 	}
 	key := r.def.stored.Key(namespace, name)
 	var marked *store.Entry // by this call, for removal at once
+	checked := false
 	for ctx.Err() == nil {
-		current, err := r.store.Get(r.def.stored.Name, key)
+		current, err := r.store.Current(ctx, r.def.stored.Name, key)
 		if err != nil && marked == nil {
 			return DeleteResult{}, statusError(err, r.Resource.GroupResource(), name)
 		}
@@ -42,6 +43,10 @@ func (r *Resource) Delete(ctx context.Context, namespace, name string, opts *met
 		var again bool
 		if err == nil {
 			result, again, err = r.deleteOnce(ctx, namespace, key, current, opts)
+			if !again && err != nil && marked == nil && !checked { // as for updates
+				checked = true
+				again = r.outdated(ctx, key, current)
+			}
 		}
 		if again {
 			marked = cmp.Or(result.Entry, marked)

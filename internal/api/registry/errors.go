@@ -39,10 +39,21 @@ func statusError(err error, resource schema.GroupResource, name string) error {
 	case errors.Is(err, store.ErrFull):
 		return apierrors.NewInternalError(errors.New("etcdserver: mvcc: database space exceeded: delete objects or raise the quota"))
 	case errors.Is(err, store.ErrClosed):
-		return apierrors.NewServiceUnavailable("the store is stopping")
+		return unavailable("the store is stopping")
+	case errors.Is(err, store.ErrNoLeader):
+		return unavailable("the servers have no leader at the moment")
+	case errors.Is(err, store.ErrBusy):
+		return apierrors.NewTooManyRequests("etcdserver: too many requests", 1)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, store.ErrTimeout):
 		return apierrors.NewTimeoutError("request did not complete within the allotted timeout", 0)
 	}
+	return err
+}
+
+// unavailable is for what was not done: clients try again after a second.
+func unavailable(why string) error {
+	err := apierrors.NewServiceUnavailable(why)
+	err.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
 	return err
 }
 

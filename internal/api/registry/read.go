@@ -33,6 +33,9 @@ func (r *Resource) Get(ctx context.Context, namespace, name, revision string) (*
 	return r.view(entry)
 }
 
+// HasCompany reports whether other servers write to the store too, and may know of objects that this one does not know yet.
+func (r *Resource) HasCompany() bool { return r.store.HasCompany() }
+
 // GetSub returns a subresource that can be read: a view of the object, or its scale.
 func (r *Resource) GetSub(ctx context.Context, namespace, name, sub, revision string) (*store.Entry, error) {
 	entry, err := r.Get(ctx, namespace, name, revision)

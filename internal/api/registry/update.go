@@ -104,8 +104,9 @@ func checkName(obj store.Object, namespace, name string) error {
 // update runs u until it is stored or fails; a lost race starts it again. It returns the stored entry.
 func (r *Resource) update(ctx context.Context, u updating) (*store.Entry, bool, error) {
 	key := r.def.stored.Key(u.namespace, u.name)
+	checked := false
 	for ctx.Err() == nil {
-		current, err := r.store.Get(r.def.stored.Name, key)
+		current, err := r.store.Current(ctx, r.def.stored.Name, key)
 		if errors.Is(err, store.ErrNotFound) {
 			if !u.forceCreate && !u.strategy.AllowCreateOnUpdate() {
 				return nil, false, apierrors.NewNotFound(r.Resource.GroupResource(), u.name)
@@ -116,7 +117,14 @@ func (r *Resource) update(ctx context.Context, u updating) (*store.Entry, bool, 
 			}
 			return entry, err == nil, err
 		}
+		if err != nil {
+			return nil, false, statusError(err, r.Resource.GroupResource(), u.name)
+		}
 		entry, again, err := r.updateOnce(ctx, u, key, current)
+		if err != nil && !again && !checked { // a refusal must not rest on what another server has changed
+			checked = true
+			again = r.outdated(ctx, key, current)
+		}
 		if !again {
 			return entry, false, err
 		}
@@ -274,6 +282,12 @@ func (r *Resource) removeFinalized(ctx context.Context, u updating, key string, 
 	return store.NewEntry(obj, r.def.stored.Codec), false, nil
 }
 
+// outdated reports whether the object has changed since it was read, as far as can be told.
+func (r *Resource) outdated(ctx context.Context, key string, known *store.Entry) bool {
+	changed, err := r.store.Outdated(ctx, r.def.stored.Name, key, known)
+	return changed && err == nil
+}
+
 func (r *Resource) storeUpdate(ctx context.Context, u updating, key string, current *store.Entry, obj store.Object) (*store.Entry, bool, error) {
 	if isDryRun(u.opts.DryRun) {
 		return store.NewEntry(obj, r.def.stored.Codec), false, nil
@@ -285,7 +299,8 @@ func (r *Resource) storeUpdate(ctx context.Context, u updating, key string, curr
 	}
 	if err != nil || same {
 		if err == nil {
-			err = statusError(r.store.Sync(ctx), r.Resource.GroupResource(), u.name)
+			changed, err := r.store.Outdated(ctx, r.def.stored.Name, key, current)
+			return current, changed, statusError(err, r.Resource.GroupResource(), u.name)
 		}
 		return current, false, err
 	}
