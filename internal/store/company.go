@@ -82,9 +82,6 @@ func (s *Store) openMember(ctx context.Context) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !company {
-		m.kick(ctx)
-	}
 	if err = m.ready(ctx); err == nil && company {
 		err = s.becomeVoter(ctx, m)
 	}

@@ -147,25 +147,40 @@ func (m *member) ready(ctx context.Context) error {
 	}
 }
 
-// kick lets a member that is alone, and knows it, become leader at once. Waiting for the election time-out
-// is for hearing of other leaders, of which there can be none.
+// What kick waits for: nothing was applied for so long.
+const (
+	quietPoll = 5 * time.Millisecond
+	quietFor  = 6 // polls
+)
+
+// kick lets a member that is alone, and knows it, become leader as soon as it has applied its log. Waiting for the
+// election time-out is for hearing of other leaders, of which there can be none. It returns when there is a leader.
 func (m *member) kick(ctx context.Context) {
 	id := uint64(m.server.MemberID())
-	again := time.NewTicker(2 * time.Millisecond)
-	defer again.Stop()
+	poll := time.NewTicker(quietPoll)
+	defer poll.Stop()
+	applied, quiet := uint64(0), 0
 	for m.server.Lead() != id {
-		// The message is what a leader sends to its successor. It is ignored while the log has changes of the members
-		// that were not applied yet.
-		err := m.server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
-		if err != nil {
-			return // it stops
-		}
 		select {
-		case <-again.C:
+		case <-poll.C:
 		case <-m.server.StopNotify():
 			return
 		case <-ctx.Done():
 			return
+		}
+		now := m.server.AppliedIndex()
+		if now != applied || now != m.server.CommittedIndex() {
+			applied, quiet = now, 0 // raft must not look at its log while etcd cuts it off behind what it applies
+			continue
+		}
+		if quiet++; quiet < quietFor {
+			continue
+		}
+		quiet = 0
+		// The message is what a leader sends to its successor.
+		err := m.server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
+		if err != nil {
+			return // it stops
 		}
 	}
 }
