@@ -105,6 +105,7 @@ func serviceArgs(c config.Config) []string {
 	}
 	add(config.KeyNodeName, c.NodeName)
 	add(config.KeyLoadBalancer, c.LoadBalancer)
+	add(config.KeyNetworkMode, c.NetworkMode)
 	add(config.KeyPodCIDR, c.PodCIDR.String())
 	add(config.KeyServiceCIDR, c.ServiceCIDR.String())
 	add(config.KeyClusterDomain, c.ClusterDomain)

@@ -32,6 +32,7 @@ type Config struct {
 	// SchedulerFile is a KubeSchedulerConfiguration; empty for kube-scheduler's defaults.
 	SchedulerFile string
 	LoadBalancer  string // LoadBalancerNodes or LoadBalancerNone
+	NetworkMode   string // NetworkAuto or NetworkVXLAN
 
 	Access  Access
 	Node    Node

@@ -99,7 +99,7 @@ func Keys() []Key {
 			Usage: "KubeSchedulerConfiguration file: profiles, scores and back-off of the scheduler (default: kube-scheduler's)"},
 		{Name: KeyLoadBalancer, Default: LoadBalancerNodes, set: setLoadBalancer,
 			Usage: "who serves Services of type LoadBalancer without a class: nodes, on their own addresses, or none"},
-	}, gatewayKeys(), nodeKeys(), tolerationKeys(), accessKeys())
+	}, networkKeys(), gatewayKeys(), nodeKeys(), tolerationKeys(), accessKeys())
 }
 
 // Register adds a flag for each named key, or for every key and --config when no name is given.

@@ -95,6 +95,18 @@ func TestRuntimeConfig(t *testing.T) {
 	}
 }
 
+func TestNetworkMode(t *testing.T) {
+	for value, wantErr := range map[string]string{"auto": "", "vxlan": "", "ipip": "want auto or vxlan"} {
+		got, err := load(t, []string{"--network-mode=" + value}, nil, nil)
+		if wantErr == "" && (err != nil || got.NetworkMode != value) || wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) {
+			t.Errorf("--network-mode=%s: %q, %v; want the error %q", value, got.NetworkMode, err, wantErr)
+		}
+	}
+	if got, err := load(t, nil, nil, nil); err != nil || got.NetworkMode != NetworkAuto {
+		t.Errorf("by default %q, %v; want auto", got.NetworkMode, err)
+	}
+}
+
 func TestLoadBalancer(t *testing.T) {
 	for value, wantErr := range map[string]string{"nodes": "", "none": "", "cloud": `"cloud" serves no load balancers`} {
 		got, err := load(t, []string{"--load-balancer=" + value}, nil, nil)

@@ -49,7 +49,11 @@ func versions() []cli.Version {
 
 // doctor looks for other firewalls' rules that would drop the pods' traffic.
 func doctor(ctx context.Context, _ config.Config) ([]cli.Finding, error) {
-	found, err := podnet.CheckFirewall(ctx, "gantry0")
+	through, err := tunnels()
+	if err != nil {
+		return nil, err
+	}
+	found, err := podnet.CheckFirewall(ctx, "gantry0", through...)
 	if err != nil {
 		return nil, err
 	}

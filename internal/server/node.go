@@ -28,6 +28,7 @@ import (
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container/containerd"
 	"gantry.dev/gantry/internal/lifecycle"
+	"gantry.dev/gantry/internal/network/overlay"
 	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/network/service"
@@ -59,6 +60,7 @@ type node struct {
 	network *networkPart
 	agent   *agent.Agent
 	proxy   *service.Proxy
+	overlay *overlay.Overlay
 	feeder  *routes.Feeder
 	server  *apiListener // of the agent's API
 	images  *imageServer
@@ -115,6 +117,13 @@ func (n *node) buildNetwork() error {
 	if err != nil {
 		return err
 	}
+	self, _, err := cp.as(client.Options{User: n.user(), Manager: "kubelet"}, nil)
+	if err != nil {
+		return err
+	}
+	if n.overlay, err = n.newOverlay(reader, informers, self); err != nil {
+		return err
+	}
 	edge, err := n.opts.programs.Path(programs.Edge)
 	if err != nil {
 		return err
@@ -135,13 +144,17 @@ func (n *node) buildNetwork() error {
 	return err
 }
 
-func (n *node) buildAgent() error {
-	c := n.opts.config
-	u := &user.DefaultInfo{
+// user is who the node is to the API.
+func (n *node) user() user.Info {
+	return &user.DefaultInfo{
 		Name:   pki.NodeUserPrefix + n.opts.identity.Name,
 		Groups: []string{user.NodesGroup, user.AllAuthenticated},
 	}
-	api, own, err := n.opts.controlPlane.as(client.Options{User: u, Manager: "kubelet"}, map[schema.GroupVersionKind]fields.Selector{
+}
+
+func (n *node) buildAgent() error {
+	c := n.opts.config
+	api, own, err := n.opts.controlPlane.as(client.Options{User: n.user(), Manager: "kubelet"}, map[schema.GroupVersionKind]fields.Selector{
 		corev1.SchemeGroupVersion.WithKind("Node"): fields.OneTermEqualSelector("metadata.name", n.opts.identity.Name),
 		corev1.SchemeGroupVersion.WithKind("Pod"):  fields.OneTermEqualSelector("spec.nodeName", n.opts.identity.Name),
 	})
@@ -344,7 +357,7 @@ func (n *node) runNetwork(ctx context.Context) error {
 		return err
 	}
 	n.warnOfFirewalls(ctx)
-	return runAll(ctx, n.proxy.Run, n.feeder.Run)
+	return runAll(ctx, n.overlay.Run, n.proxy.Run, n.feeder.Run)
 }
 
 // warnOfFirewalls names rules of others that drop the pods' traffic, and the cure.
@@ -439,6 +452,6 @@ func stopContainers(ctx context.Context, c config.Config) error {
 func stopNetwork(ctx context.Context, c config.Config) error {
 	err := routes.Stop(ctx, edgeSocket(c))
 	options := podNetworkOptions(c, firstPodCIDR(c.PodCIDR), slog.New(slog.DiscardHandler))
-	err = errors.Join(err, service.Cleanup(ctx), podnet.Isolate(ctx, options, netip.Addr{}))
+	err = errors.Join(err, service.Cleanup(ctx), overlay.Cleanup(ctx), podnet.Isolate(ctx, options, netip.Addr{}))
 	return errors.Join(err, podnet.Cleanup(ctx, options))
 }

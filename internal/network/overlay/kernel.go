@@ -34,7 +34,7 @@ const (
 type kernel struct {
 	nl      *netlink.Handle
 	cluster netip.Prefix
-	rules   netip.Prefix // own range of the table that was written; invalid before
+	rules   ruleset // what was written last; zero before
 	peers   bool         // whether the last plan had any path
 }
 
@@ -106,20 +106,24 @@ func (k *kernel) apply(p paths) error {
 
 // applyRules keeps the table while there are other machines.
 func (k *kernel) applyRules(p paths) error {
+	rules := ruleset{cluster: k.cluster, own: p.Self.Pods}
+	for _, one := range p.List {
+		rules.senders = append(rules.senders, one.Addr)
+	}
 	there, err := hasTable()
 	switch {
 	case err != nil:
 		return err
 	case len(p.List) == 0 && there:
-		k.rules = netip.Prefix{}
+		k.rules = ruleset{}
 		return deleteTable()
-	case len(p.List) == 0 || there && k.rules == p.Self.Pods:
+	case len(p.List) == 0 || there && k.rules.equal(rules):
 		return nil
 	}
-	if err := replaceTable(k.cluster, p.Self.Pods); err != nil {
+	if err := rules.replaceTable(); err != nil {
 		return err
 	}
-	k.rules = p.Self.Pods
+	k.rules = rules
 	return nil
 }
 

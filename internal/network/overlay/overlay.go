@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -40,6 +41,7 @@ type Options struct {
 	MinInterval time.Duration // between two looks at the Nodes; default 50ms
 	RetryDelay  time.Duration // after an error; default 1s
 	Resync      time.Duration // between looks at the kernel while there are other machines; default 30s
+	OnTunnel    func(ctx context.Context) // called each time the tunnel was needed first; may be nil
 	Logger      *slog.Logger  // default: discards
 }
 
@@ -90,6 +92,18 @@ func Cleanup(ctx context.Context) error {
 	return nil
 }
 
+// HasTunnel reports whether this machine has a tunnel to others.
+func HasTunnel() (bool, error) {
+	_, err := netlink.LinkByName(TunnelLink)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for link %s: %w", TunnelLink, err)
+	}
+	return true, nil
+}
+
 // Run keeps the ways up until ctx ends. They stay in the kernel: connections go on while
 // nobody keeps them. The pod network of this machine must be prepared: its address there is
 // the source of what the machine itself sends.
@@ -118,6 +132,9 @@ func (o *Overlay) Run(ctx context.Context) error {
 		}
 		if err == nil {
 			o.report(last, now)
+			if o.opts.OnTunnel != nil && now.TunnelMTU > 0 && last.TunnelMTU == 0 {
+				o.opts.OnTunnel(ctx)
+			}
 			last = now
 		}
 		if len(now.List) > 0 && !watching {

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -510,6 +512,103 @@ func transfer(t *testing.T, from, to *box) (mss int, err error) {
 		return errors.Join(err, sockErr, <-sent)
 	})
 	return mss, err
+}
+
+// Who is no machine of the cluster is not heard, though the tunnel's port is open to all.
+func TestStrangerIsNotHeard(t *testing.T) {
+	w, a, _, c := twoLinks(t)
+	stranger := nettest.Outside(t, "l-stranger", "", "198.51.100.66/24", false)
+	port, err := netlink.LinkByName("l-stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	master, err := netlink.LinkByName("br-b")
+	if err == nil {
+		err = netlink.LinkSetMaster(port, master)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It builds the same tunnel to a that c has, and claims to be c's pods.
+	err = nettest.In(t, stranger, func() error {
+		for _, line := range []string{
+			"route add default via 198.51.100.254", "link add vx type vxlan id 1 dstport 8472 nolearning", "link set vx address 0e:58:0a:f4:02:01",
+			"link set vx up", "addr add 10.244.2.1/32 dev vx", "neigh add 10.244.0.1 lladdr 0e:58:0a:f4:00:01 dev vx", "route add 10.244.0.0/24 via 10.244.0.1 dev vx onlink",
+		} {
+			if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
+				return fmt.Errorf("ip %s: %w: %s", line, err, out)
+			}
+		}
+		out, err := exec.Command("bridge", strings.Fields("fdb append 0e:58:0a:f4:00:01 dev vx dst "+a.addr.String())...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("bridge fdb: %w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan struct{}, 1)
+	err = nettest.In(t, a.podPath, func() error {
+		conn, err := net.ListenPacket("udp4", ":99")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		go func() {
+			if _, _, err := conn.ReadFrom(make([]byte, 10)); err == nil {
+				heard <- struct{}{}
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func(path string) {
+		if _, err := nettest.Dial(t, path, "udp4", a.podAddr.String()+":99").Write([]byte("!")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := tunnelDrops(t, a)
+	say(stranger)
+	eventually(t, func() error {
+		if tunnelDrops(t, a) == before {
+			return errors.New("nothing of the stranger was dropped")
+		}
+		return nil
+	})
+	select {
+	case <-heard:
+		t.Error("a's pod hears the stranger")
+	default:
+	}
+	say(c.podPath)
+	select {
+	case <-heard:
+	case <-time.After(10 * time.Second):
+		t.Error("a's pod does not hear c's")
+	}
+	_ = w
+}
+
+// tunnelDrops counts what a machine dropped of strangers.
+func tunnelDrops(t *testing.T, b *box) (packets uint64) {
+	t.Helper()
+	b.in(func() error {
+		conn := &nftables.Conn{}
+		table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: TableName}
+		rules, err := conn.GetRules(table, &nftables.Chain{Name: "tunnel", Table: table})
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if c, ok := e.(*expr.Counter); ok {
+					packets = c.Packets
+				}
+			}
+		}
+		return err
+	})
+	return packets
 }
 
 func TestNodeRestarted(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -33,9 +34,18 @@ func hasTable() (bool, error) {
 	return slices.ContainsFunc(found, func(t *nftables.Table) bool { return t.Name == TableName }), nil
 }
 
-// replaceTable puts the whole own table in place in one transaction. cluster is the range of
-// all pods, own the range of this node's.
-func replaceTable(cluster, own netip.Prefix) error {
+// ruleset is what the rules depend on.
+type ruleset struct {
+	cluster, own netip.Prefix // all pods, those of this node
+	senders      []netip.Addr // machines that may send by the tunnel, in the plan's order
+}
+
+func (r ruleset) equal(o ruleset) bool {
+	return r.cluster == o.cluster && r.own == o.own && slices.Equal(r.senders, o.senders)
+}
+
+// replaceTable puts the whole own table in place in one transaction.
+func (r ruleset) replaceTable() error {
 	conn := &nftables.Conn{}
 	table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: TableName}
 	conn.AddTable(table)
@@ -48,14 +58,45 @@ func replaceTable(cluster, own netip.Prefix) error {
 	// have any source; its answer must come back by the tunnel.
 	post := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-	add(post, nft.Oif(TunnelLink, false), nft.SaddrIn(cluster, true), nft.Masquerade())
+	add(post, nft.Oif(TunnelLink, false), nft.SaddrIn(r.cluster, true), nft.Masquerade())
 	// Both ends of a connection between machines learn the largest segment that fits; so they
 	// need no ICMP, which some drop.
 	mangle := conn.AddChain(&nftables.Chain{Name: "segments", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityMangle})
-	add(mangle, nft.DaddrIn(cluster, false), nft.DaddrIn(own, true), nft.Proto(unix.IPPROTO_TCP, false), firstOfTCP(), clampMSS())
+	add(mangle, nft.DaddrIn(r.cluster, false), nft.DaddrIn(r.own, true), nft.Proto(unix.IPPROTO_TCP, false), firstOfTCP(), clampMSS())
+	// VXLAN believes everybody: who could send to the port would be among the pods.
+	known := &nftables.Set{Table: table, ID: 1, Name: "machines", KeyType: nftables.TypeIPAddr}
+	if err := r.addSenders(conn, known); err != nil {
+		return err
+	}
+	in := conn.AddChain(&nftables.Chain{Name: "tunnel", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
+	add(in, nft.Proto(unix.IPPROTO_UDP, false), nft.LoadDport(0),
+		nft.One(&expr.Cmp{Op: expr.CmpOpEq, Register: nft.Reg(0), Data: binaryutil.BigEndian.PutUint16(TunnelPort)}),
+		nft.LoadSaddr(0), nft.One(&expr.Lookup{SourceRegister: nft.Reg(0), SetName: known.Name, SetID: known.ID, Invert: true}),
+		nft.One(&expr.Counter{}), nft.Verdict(expr.VerdictDrop, ""))
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("writing nftables table %s: %w", TableName, err)
+	}
+	return nil
+}
+
+// sendersPerMessage keeps a message below what a netlink attribute can hold.
+const sendersPerMessage = 1000
+
+func (r ruleset) addSenders(conn *nftables.Conn, set *nftables.Set) error {
+	if err := conn.AddSet(set, nil); err != nil {
+		return fmt.Errorf("building table %s: %w", TableName, err)
+	}
+	unique := slices.Compact(slices.SortedFunc(slices.Values(r.senders), netip.Addr.Compare))
+	for batch := range slices.Chunk(unique, sendersPerMessage) {
+		elements := make([]nftables.SetElement, 0, len(batch))
+		for _, addr := range batch {
+			elements = append(elements, nftables.SetElement{Key: addr.AsSlice()})
+		}
+		if err := conn.SetAddElements(set, elements); err != nil {
+			return fmt.Errorf("building table %s: %w", TableName, err)
+		}
 	}
 	return nil
 }

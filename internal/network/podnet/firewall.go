@@ -2,6 +2,7 @@ package podnet
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -19,6 +20,8 @@ type Chain struct {
 type FirewallRule struct {
 	In, Out string // link names, empty for any
 	Other   bool
+	UDP     bool // that more is at most UDP to some ports, Ports, or an address: a tunnel may be meant
+	Ports   [2]uint16
 	Verdict string // "accept", "drop", "reject", "jump", "goto", "return" or empty
 	Target  string // of jump and goto
 }
@@ -30,6 +33,7 @@ type Finding struct {
 	Owner                string     // "docker", "ufw", "firewalld", "iptables" or "nftables"
 	What                 string     // a sentence for people
 	Cure                 [][]string // commands, in order
+	Port                 uint16     // UDP port of a tunnel that is dropped; else 0
 	insert               []insertion
 }
 
@@ -38,6 +42,13 @@ type Finding struct {
 type insertion struct {
 	family, table, chain string
 	in, out              string
+	port                 uint16 // of UDP, instead of links
+}
+
+// Tunnel is a link whose packets reach this machine by a UDP port.
+type Tunnel struct {
+	Link string
+	Port uint16
 }
 
 // maxJumps bounds how deep chains are followed.
@@ -45,7 +56,7 @@ const maxJumps = 16
 
 // planFindings decides which chains would drop the traffic of pods on the bridge. Other
 // owners' accepts do not help against a drop: each base chain must let a packet pass.
-func planFindings(chains []Chain, bridge string) []Finding {
+func planFindings(chains []Chain, bridge string, tunnels ...Tunnel) []Finding {
 	var out []Finding
 	for i := range chains {
 		c := &chains[i]
@@ -55,6 +66,14 @@ func planFindings(chains []Chain, bridge string) []Finding {
 		var missing []FirewallRule
 		if !passes(chains, c, FirewallRule{In: bridge}, 0) {
 			missing = append(missing, FirewallRule{In: bridge})
+		}
+		for _, tunnel := range tunnels {
+			if c.Hook == "input" && !passes(chains, c, FirewallRule{In: tunnel.Link}, 0) {
+				missing = append(missing, FirewallRule{In: tunnel.Link})
+			}
+			if c.Hook == "input" && !passesPort(chains, c, tunnel.Port, 0) {
+				out = append(out, portFinding(chains, c, tunnel.Port))
+			}
 		}
 		if c.Hook == "forward" && !passes(chains, c, FirewallRule{Out: bridge}, 0) {
 			missing = append(missing, FirewallRule{Out: bridge})
@@ -100,6 +119,65 @@ func passes(chains []Chain, c *Chain, packet FirewallRule, depth int) bool {
 	return false
 }
 
+// passesPort reports whether the chain may accept UDP from other machines to the port: rules
+// about addresses are taken to mean them.
+func passesPort(chains []Chain, c *Chain, port uint16, depth int) bool {
+	for _, r := range c.Rules {
+		if r.In == "lo" || r.Out != "" || r.Other && (!r.UDP || port < r.Ports[0] || port > r.Ports[1]) {
+			continue
+		}
+		switch r.Verdict {
+		case "accept":
+			return true
+		case "drop", "reject":
+			if !r.Other && r.In == "" {
+				return false
+			}
+		case "jump", "goto":
+			target := find(chains, c.Family, c.Table, r.Target)
+			if target != nil && depth < maxJumps && passesPort(chains, target, port, depth+1) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// portFinding describes a chain that drops a tunnel's packets.
+func portFinding(chains []Chain, c *Chain, port uint16) Finding {
+	f := Finding{Family: c.Family, Table: c.Table, Chain: c.Name, Hook: c.Hook, Owner: owner(chains, c), Port: port}
+	number := strconv.Itoa(int(port))
+	switch f.Owner {
+	case "firewalld":
+		f.Cure = [][]string{{"firewall-cmd", "--permanent", "--add-port=" + number + "/udp"}, {"firewall-cmd", "--reload"}}
+	case "ufw":
+		f.Cure = [][]string{{"ufw", "allow", number + "/udp"}}
+	case "iptables":
+		f.Cure = [][]string{{"iptables", "-I", c.Name, "-p", "udp", "--dport", number, "-j", "ACCEPT"}}
+	default:
+		f.Cure = [][]string{{"nft", "insert", "rule", c.Family, c.Table, c.Name, "udp", "dport", number, "accept"}}
+	}
+	if f.Owner == "iptables" || f.Owner == "nftables" {
+		f.insert = []insertion{{family: c.Family, table: c.Table, chain: c.Name, port: port}}
+	}
+	f.What = "chain " + c.Name + " of table " + c.Family + " " + c.Table + " (" + f.Owner + ") drops UDP port " + number +
+		", by which pods of other machines are reached"
+	return f
+}
+
+// owner is who keeps the table of a chain.
+func owner(chains []Chain, c *Chain) string {
+	switch {
+	case c.Table == "firewalld":
+		return "firewalld"
+	case slices.ContainsFunc(chains, func(o Chain) bool { return o.Table == c.Table && strings.HasPrefix(o.Name, "ufw-") }):
+		return "ufw"
+	case c.Table == "filter" && c.Name == strings.ToUpper(c.Hook):
+		return "iptables"
+	}
+	return "nftables"
+}
+
 func find(chains []Chain, family, table, name string) *Chain {
 	i := slices.IndexFunc(chains, func(c Chain) bool { return c.Family == family && c.Table == table && c.Name == name })
 	if i < 0 {
@@ -136,7 +214,7 @@ func finding(chains []Chain, c *Chain, bridge string, missing []FirewallRule) Fi
 	}
 	if f.Cure == nil {
 		for _, m := range missing {
-			f.insert = append(f.insert, insertion{at.Family, at.Table, at.Name, m.In, m.Out})
+			f.insert = append(f.insert, insertion{family: at.Family, table: at.Table, chain: at.Name, in: m.In, out: m.Out})
 			f.Cure = append(f.Cure, insertCommand(f.Owner, at, m))
 		}
 	}

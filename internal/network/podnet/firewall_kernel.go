@@ -10,14 +10,16 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"gantry.dev/gantry/internal/network/nft"
 )
 
 // CheckFirewall returns the chains of others that would drop the traffic of pods on the
-// bridge (default "gantry0"). It changes nothing.
-func CheckFirewall(ctx context.Context, bridge string) ([]Finding, error) {
+// bridge (default "gantry0"), or that of tunnels to other machines. It changes nothing.
+func CheckFirewall(ctx context.Context, bridge string, tunnels ...Tunnel) ([]Finding, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("checking the firewall: %w", err)
 	}
@@ -25,7 +27,7 @@ func CheckFirewall(ctx context.Context, bridge string) ([]Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("checking the firewall: %w", err)
 	}
-	return planFindings(chains, cmp.Or(bridge, "gantry0")), nil
+	return planFindings(chains, cmp.Or(bridge, "gantry0"), tunnels...), nil
 }
 
 // ApplyCure does what the findings' Cure says: by the owner's own command where it keeps its
@@ -61,7 +63,11 @@ func insertRules(list []insertion) error {
 			table.Family = nftables.TableFamilyINet
 		}
 		match := nft.Iif(i.in, false)
-		if i.in == "" {
+		switch {
+		case i.port != 0:
+			match = nft.Rule(nft.Proto(unix.IPPROTO_UDP, false), nft.LoadDport(0),
+				nft.One(&expr.Cmp{Op: expr.CmpOpEq, Register: nft.Reg(0), Data: binaryutil.BigEndian.PutUint16(i.port)}))
+		case i.in == "":
 			match = nft.Oif(i.out, false)
 		}
 		conn.InsertRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: i.chain, Table: table},
@@ -135,7 +141,9 @@ func readRule(exprs []expr.Any) FirewallRule {
 			out.Other = true
 		}
 	}
-	out.Other = out.Other || have
+	if out.Other = out.Other || have; out.Other {
+		out.Ports, out.UDP = readUDP(exprs)
+	}
 	return out
 }
 

@@ -67,6 +67,72 @@ func TestPlanFindings(t *testing.T) {
 	}
 }
 
+func TestPlanFindingsOfTunnels(t *testing.T) {
+	input := func(rules ...FirewallRule) []Chain {
+		return []Chain{{Family: "ip", Table: "filter", Name: "INPUT", Hook: "input", Drops: true,
+			Rules: append([]FirewallRule{{In: "gantry0", Verdict: "accept"}, {In: "gantry-vx", Verdict: "accept"}}, rules...)}}
+	}
+	port := func(low, high uint16) FirewallRule {
+		return FirewallRule{Other: true, UDP: true, Ports: [2]uint16{low, high}, Verdict: "accept"}
+	}
+	for name, tc := range map[string]struct {
+		chains []Chain
+		want   string
+	}{
+		"closed":             {input(), "iptables -I INPUT -p udp --dport 8472 -j ACCEPT"},
+		"open":               {input(port(8472, 8472)), ""},
+		"open by a range":    {input(port(8000, 9000)), ""},
+		"another port":       {input(port(53, 53)), "iptables -I INPUT -p udp --dport 8472 -j ACCEPT"},
+		"replies only":       {input(FirewallRule{Other: true, Verdict: "accept"}), "iptables -I INPUT -p udp --dport 8472 -j ACCEPT"},
+		"loopback":           {input(FirewallRule{In: "lo", Verdict: "accept"}), "iptables -I INPUT -p udp --dport 8472 -j ACCEPT"},
+		"trusted uplink":     {input(FirewallRule{In: "eth0", Verdict: "accept"}), ""},
+		"in a chain of ufw":  {append(input(FirewallRule{Verdict: "jump", Target: "ufw-user-input"}), Chain{Family: "ip", Table: "filter", Name: "ufw-user-input", Rules: []FirewallRule{port(8472, 8472)}}), ""},
+		"ufw":                {append(input(), Chain{Family: "ip", Table: "filter", Name: "ufw-user-input"}), "ufw allow 8472/udp"},
+		"link of the tunnel": {[]Chain{{Family: "inet", Table: "my", Name: "in", Hook: "input", Drops: true, Rules: []FirewallRule{{In: "gantry0", Verdict: "accept"}, port(8472, 8472)}}}, "nft insert rule inet my in iifname gantry-vx accept"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var commands []string
+			for _, f := range planFindings(tc.chains, "gantry0", Tunnel{Link: "gantry-vx", Port: 8472}) {
+				for _, command := range f.Cure {
+					commands = append(commands, strings.Join(command, " "))
+				}
+			}
+			if diff := cmp.Diff(tc.want, strings.Join(commands, "; ")); diff != "" {
+				t.Errorf("planFindings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Real rules are read, and what the cure inserts is found again.
+func TestTunnelPortCure(t *testing.T) {
+	nettest.Need(t)
+	conn := &nftables.Conn{}
+	drop := nftables.ChainPolicyDrop
+	filter := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "mine"})
+	conn.AddChain(&nftables.Chain{Table: filter, Name: "in", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.DelTable(filter)
+		if err := conn.Flush(); err != nil {
+			t.Error(err)
+		}
+	})
+	tunnel := Tunnel{Link: "gantry-vx", Port: 8472}
+	findings, err := CheckFirewall(t.Context(), "", tunnel)
+	if err != nil || len(findings) != 2 || findings[0].Port != 8472 && findings[1].Port != 8472 {
+		t.Fatalf("CheckFirewall = %+v, %v; want a finding for the links and one for the port", findings, err)
+	}
+	if err := ApplyCure(t.Context(), findings); err != nil {
+		t.Fatal(err)
+	}
+	if findings, err = CheckFirewall(t.Context(), "", tunnel); err != nil || len(findings) != 0 {
+		t.Errorf("after the cure: %+v, %v; want nothing", findings, err)
+	}
+}
+
 // A real firewall like Docker's stops the pods; the check names it and its cure helps.
 func TestFirewallCure(t *testing.T) {
 	nettest.Need(t)
