@@ -14,6 +14,7 @@ import (
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/container/containerd"
 	"gantry.dev/gantry/internal/network/podnet"
+	"gantry.dev/gantry/internal/network/policy"
 )
 
 // runtimePart gives the agent the runtime in the agent's words.
@@ -64,9 +65,11 @@ func (i imagesPart) Pull(ctx context.Context, ref string, credentials []containe
 	return i.Runtime.Pull(ctx, ref, container.PullOptions{Credentials: credentials})
 }
 
-// networkPart makes the pod network once the node's pod range is known.
+// networkPart makes the pod network once the node's pod range is known. A pod is covered by network policies before it is
+// connected.
 type networkPart struct {
-	options func(podCIDR netip.Prefix) podnet.Options
+	options  func(podCIDR netip.Prefix) podnet.Options
+	policies *policy.Enforcer
 
 	mu      sync.Mutex // guards the field below
 	network *podnet.Network
@@ -105,7 +108,16 @@ func (n *networkPart) Setup(ctx context.Context, podUID string, pod *corev1.Pod,
 	if err != nil {
 		return "", nil, err
 	}
-	return network.Setup(ctx, podUID, hostPorts(pod)...)
+	path, addrs, err := network.SetupCovered(ctx, podnet.Request{
+		UID: podUID, HostPorts: hostPorts(pod),
+		Cover: func(ctx context.Context, addrs []netip.Addr, isNew bool) error {
+			return n.policies.Cover(ctx, podUID, pod, addrs, isNew)
+		},
+	})
+	if err != nil {
+		n.policies.Uncover(podUID) // it has no network now
+	}
+	return path, addrs, err
 }
 
 func hostPorts(pod *corev1.Pod) []podnet.HostPort {
@@ -131,7 +143,11 @@ func (n *networkPart) Teardown(ctx context.Context, podUID string) error {
 	if network == nil {
 		return errNoPodCIDR
 	}
-	return network.Teardown(ctx, podUID)
+	if err := network.Teardown(ctx, podUID); err != nil {
+		return err
+	}
+	n.policies.Uncover(podUID)
+	return nil
 }
 
 // Reconcile implements agent.PodNetwork. Before the network is made there is nothing to remove

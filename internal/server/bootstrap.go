@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -39,7 +40,7 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := cp.ensureAll(ctx, namespaces); err != nil {
 		return err
 	}
-	objects := []ctrlclient.Object{edgeRole(), metricsRole(), customMetricsRole(), localVolumesRole(), tokenTracking()}
+	objects := []ctrlclient.Object{edgeRole(), policyRole(), metricsRole(), customMetricsRole(), localVolumesRole(), tokenTracking()}
 	for _, role := range imageRoles() {
 		objects = append(objects, role)
 	}
@@ -146,6 +147,9 @@ func extraBindings() []*rbacv1.ClusterRoleBinding {
 		bind("gantry:endpoint-mirroring", "system:controller:endpointslicemirroring-controller",
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "endpointslice-controller"}),
 		bind(edgeRoleName, edgeRoleName, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "kube-dns"}),
+		bind(policyRoleName, policyRoleName, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: policyUserName}),
+		// A worker makes its own rules, of which other nodes' pods are a part, as network plugins do.
+		bind(policyRoleName+":nodes", policyRoleName, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}),
 		// The built-in provisioner tells nodes which volumes they must remove.
 		bind(localVolumesRoleName, localVolumesRoleName,
 			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "persistent-volume-binder"}),
@@ -168,6 +172,28 @@ func edgeRole() *rbacv1.ClusterRole {
 		Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services", "namespaces"}, Verbs: read},
 			{APIGroups: []string{discoveryv1.GroupName}, Resources: []string{"endpointslices"}, Verbs: read},
+		},
+	}
+}
+
+const (
+	policyRoleName = "gantry:network-policy"
+	policyUserName = "system:gantry:network-policy"
+)
+
+// policyUser is who makes nodes' rules of network policies.
+func policyUser() user.Info {
+	return &user.DefaultInfo{Name: policyUserName, Groups: []string{user.AllAuthenticated}}
+}
+
+// policyRole is what those rules are made from.
+func policyRole() *rbacv1.ClusterRole {
+	read := []string{"get", "list", "watch"}
+	return &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: policyRoleName},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"pods", "namespaces"}, Verbs: read},
+			{APIGroups: []string{networkingv1.GroupName}, Resources: []string{"networkpolicies"}, Verbs: read},
 		},
 	}
 }

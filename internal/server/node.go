@@ -30,6 +30,7 @@ import (
 	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/network/overlay"
 	"gantry.dev/gantry/internal/network/podnet"
+	"gantry.dev/gantry/internal/network/policy"
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/network/service"
 	"gantry.dev/gantry/internal/pki"
@@ -103,10 +104,18 @@ func (n *node) buildRuntime() (err error) {
 func (n *node) buildNetwork() error {
 	c, cp := n.opts.config, n.opts.controlPlane
 	dns := podnet.DNSAddr(c.ServiceCIDR)
-	n.network = &networkPart{options: func(podCIDR netip.Prefix) podnet.Options {
+	reader, informers, err := cp.As(policyUser(), "gantry-policy")
+	if err != nil {
+		return err
+	}
+	policies, err := policy.New(reader, informers, policy.Options{NodeName: n.opts.identity.Name, Logger: n.opts.logger})
+	if err != nil {
+		return err
+	}
+	n.network = &networkPart{policies: policies, options: func(podCIDR netip.Prefix) podnet.Options {
 		return podNetworkOptions(c, podCIDR, n.opts.logger)
 	}}
-	reader, informers, err := cp.As(&user.DefaultInfo{Name: user.KubeProxy, Groups: []string{user.AllAuthenticated}}, "kube-proxy")
+	reader, informers, err = cp.As(&user.DefaultInfo{Name: user.KubeProxy, Groups: []string{user.AllAuthenticated}}, "kube-proxy")
 	if err != nil {
 		return err
 	}
@@ -341,9 +350,9 @@ func (n *node) runContainers(ctx context.Context) error {
 	return runAll(ctx, n.runtime.Run, n.images.Run)
 }
 
-// runAgent runs the agent and its API.
+// runAgent runs the agent and its API, and the network policies that its pods wait for.
 func (n *node) runAgent(ctx context.Context) error {
-	return runAll(ctx, n.agent.Run, n.server.Run)
+	return runAll(ctx, n.network.policies.Run, n.agent.Run, n.server.Run)
 }
 
 // runNetwork prepares the pod network as soon as the node has its range, and keeps services
@@ -452,6 +461,6 @@ func stopContainers(ctx context.Context, c config.Config) error {
 func stopNetwork(ctx context.Context, c config.Config) error {
 	err := routes.Stop(ctx, edgeSocket(c))
 	options := podNetworkOptions(c, firstPodCIDR(c.PodCIDR), slog.New(slog.DiscardHandler))
-	err = errors.Join(err, service.Cleanup(ctx), overlay.Cleanup(ctx), podnet.Isolate(ctx, options, netip.Addr{}))
+	err = errors.Join(err, service.Cleanup(ctx), policy.Cleanup(ctx), overlay.Cleanup(ctx), podnet.Isolate(ctx, options, netip.Addr{}))
 	return errors.Join(err, podnet.Cleanup(ctx, options))
 }
