@@ -3,6 +3,7 @@ module gantry.dev/gantry
 go 1.26.8
 
 require (
+	filippo.io/age v1.2.1
 	github.com/containerd/containerd/v2 v2.3.7
 	github.com/google/go-containerregistry v0.22.1
 	github.com/google/nftables v0.3.0
