@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -95,6 +96,14 @@ type Volumes interface {
 	Pods() ([]types.UID, error)
 }
 
+// PodLogs keeps the logs of pods that are gone.
+type PodLogs interface {
+	// Begin is called before a pod's containers are started for the first time.
+	Begin(pod *corev1.Pod) error
+	// End takes a pod's log folder, or reports that it does not want it.
+	End(namespace, name string, uid types.UID) (taken bool, err error)
+}
+
 // Options configures an Agent. A zero field takes its default.
 type Options struct {
 	NodeName string // required
@@ -131,6 +140,10 @@ type Options struct {
 	KubeletPort  int32             // default 10250
 	// Gateway is what the node's gateway counts, for /metrics/gateway; nil: there is none.
 	Gateway func(ctx context.Context) ([]byte, error)
+	// KeepLogs takes the logs of pods that are gone; nil: they are removed.
+	KeepLogs PodLogs
+	// Extra serves what lies below /gantry/ of the node's API; nil: there is nothing.
+	Extra http.Handler
 
 	LeaseSeconds     int32         // default 40
 	LeaseRenew       time.Duration // default 10s

@@ -82,6 +82,11 @@ func tail(path string, n int64) (string, error) {
 func (a *Agent) removeFiles(namespace, name string, uid types.UID) error {
 	a.puller.forget(uid)
 	a.statuses.forget(uid)
+	if a.opts.KeepLogs != nil {
+		if taken, err := a.opts.KeepLogs.End(namespace, name, uid); taken || err != nil {
+			return err
+		}
+	}
 	if err := os.RemoveAll(a.podLogDir(namespace, name, uid)); err != nil {
 		return fmt.Errorf("removing the pod's logs: %w", err)
 	}

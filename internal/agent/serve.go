@@ -30,6 +30,7 @@ func (a *Agent) Handler() (http.Handler, error) {
 		Stats:       a.stats,
 		Probes:      a.probes.counts,
 		Gateway:     a.opts.Gateway,
+		Extra:       a.opts.Extra,
 		Cores:       int(cores.Value()),
 		HealthErrors: func() error {
 			if problem := a.readyErr.Load(); problem != nil {

@@ -370,6 +370,11 @@ func (w *worker) makeSandbox(ctx context.Context, pod *corev1.Pod) error {
 		if spec.Runtime, err = w.runtimeHandler(ctx, pod); err != nil {
 			return err
 		}
+		if a.opts.KeepLogs != nil {
+			if err := a.opts.KeepLogs.Begin(pod); err != nil {
+				return err
+			}
+		}
 		return a.runtime.EnsureSandbox(ctx, spec)
 	}()
 	if err != nil {

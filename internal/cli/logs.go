@@ -1,13 +1,10 @@
 package cli
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/url"
 	"os"
 	"os/signal"
 	"slices"
@@ -42,22 +39,31 @@ type logFlags struct {
 // logLine is one line of one source.
 type logLine struct {
 	Time    time.Time `json:"time"`
-	Source  string    `json:"source"` // pod, or "platform"
+	Source  string    `json:"source"` // pod, "platform" or "gateway"
 	Process string    `json:"process,omitempty"`
+	Release string    `json:"release,omitempty"`
+	ID      string    `json:"id,omitempty"` // of a line of the platform
 	Text    string    `json:"text"`
 }
+
+const logsLong = `Show what an application wrote, what its gateway answered and what the platform did with it, merged by time: over restarts,
+releases and failed deploys, of pods that are gone, too. A cluster keeps the last seven days, and 200 MB an application and node.
+
+On a terminal the last 200 lines are shown unless --tail or --since says more; in a pipe all.`
+
+// terminalTail is how many lines a terminal gets without being asked for more.
+const terminalTail = 200
 
 func (a *app) logsCommand() *cobra.Command {
 	f := &logFlags{}
 	cmd := f.register(&cobra.Command{
 		Use: "logs [APP]", Short: "Show the logs of an application, merged by time", Args: atMostOne("APP"),
-		Long: "Show the logs of all containers of an application, across restarts and releases, and what the platform did with it,\n" +
-			"merged by time.",
+		Long: logsLong,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.logs(cmd, f, first(args)) },
 	})
 	cmd.Flags().BoolVarP(&f.follow, "follow", "f", false, "go on as lines come")
 	cmd.Flags().StringVar(&f.since, "since", "", "only what is newer than a duration, such as 10m (default: everything that is kept)")
-	cmd.Flags().IntVarP(&f.tail, "tail", "n", 0, "only the last lines of each container")
+	cmd.Flags().IntVarP(&f.tail, "tail", "n", 0, "only the last lines (default: 200 on a terminal, else all)")
 	cmd.Flags().StringVar(&f.process, "process", "", "of one process, such as worker")
 	return cmd
 }
@@ -80,8 +86,15 @@ func (a *app) logs(cmd *cobra.Command, f *logFlags, name string) error {
 	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	l := &logReader{app: a, target: t, flags: f, since: since, known: map[string]time.Time{}}
-	if err := l.look(ctx); err != nil {
+	l := &logReader{app: a, target: t, flags: f, since: since, known: map[string]time.Time{}, shown: map[string]bool{}}
+	if f.tail == 0 && since.IsZero() && a.env.IsTerminal && !a.json {
+		f.tail = terminalTail
+	}
+	err = l.lookMerged(ctx)
+	if l.merged = !deploy.NotServed(err); !l.merged {
+		err = l.look(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	if !f.follow {
@@ -101,110 +114,11 @@ type logReader struct {
 	mu    sync.Mutex           // guards what follows, and the output
 	known map[string]time.Time // containers that are read, with the time of the last line
 	event time.Time            // of the last event that was shown
-}
 
-// look prints what is there.
-func (l *logReader) look(ctx context.Context) error {
-	pods, err := l.target.pods(ctx, l.flags.process)
-	if err != nil {
-		return err
-	}
-	var lines []logLine
-	for i := range pods {
-		pod := &pods[i]
-		for _, status := range pod.Status.ContainerStatuses {
-			if status.RestartCount > 0 {
-				previous, err := l.read(ctx, pod, status.Name, true)
-				if err != nil {
-					return err
-				}
-				lines = append(lines, previous...)
-			}
-			now, err := l.read(ctx, pod, status.Name, false)
-			if err != nil {
-				return err
-			}
-			lines = append(lines, now...)
-			if started(status) {
-				l.known[pod.Name+"/"+status.Name] = latest(now)
-			}
-		}
-	}
-	events, err := l.events(ctx)
-	if err != nil {
-		return err
-	}
-	lines = append(lines, events...)
-	slices.SortStableFunc(lines, func(x, y logLine) int { return x.Time.Compare(y.Time) })
-	for _, line := range lines {
-		if err := l.print(line); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// started says whether a container runs or ran: before, it has no log.
-func started(status corev1.ContainerStatus) bool { return status.State.Waiting == nil }
-
-func latest(lines []logLine) time.Time {
-	if len(lines) == 0 {
-		return time.Time{}
-	}
-	return lines[len(lines)-1].Time
-}
-
-// read reads the log of one container as it is.
-func (l *logReader) read(ctx context.Context, pod *corev1.Pod, container string, previous bool) ([]logLine, error) {
-	body, err := l.open(ctx, pod, container, previous, false, l.since)
-	if err != nil {
-		l.app.warn("the log of %s cannot be read: %v", pod.Name, err)
-		return nil, ctx.Err()
-	}
-	defer func() { _ = body.Close() }()
-	var out []logLine
-	err = scanLog(body, func(at time.Time, text string) error {
-		if len(out) == maxLogLines {
-			out = out[maxLogLines/2:]
-		}
-		out = append(out, logLine{at, pod.Name, podRowOf(pod, at).Process, text})
-		return nil
-	})
-	return out, err
-}
-
-func (l *logReader) open(ctx context.Context, pod *corev1.Pod, container string, previous, follow bool, since time.Time) (io.ReadCloser, error) {
-	query := url.Values{"container": {container}, "timestamps": {"true"}}
-	if previous {
-		query.Set("previous", "true")
-	}
-	if follow {
-		query.Set("follow", "true")
-	}
-	if l.flags.tail > 0 && !follow {
-		query.Set("tailLines", strconv.Itoa(l.flags.tail))
-	}
-	if !since.IsZero() {
-		query.Set("sinceTime", since.UTC().Format(time.RFC3339))
-	}
-	return l.target.cluster.Open(ctx, fmt.Sprintf("/api/v1/namespaces/%s/pods/%s/log?%s", pod.Namespace, pod.Name, query.Encode()))
-}
-
-// scanLog reads lines that begin with their time.
-func scanLog(body io.Reader, each func(at time.Time, text string) error) error {
-	lines := bufio.NewScanner(body)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		stamp, text, _ := strings.Cut(lines.Text(), " ")
-		at, err := time.Parse(time.RFC3339Nano, stamp)
-		if err != nil {
-			at, text = time.Now(), lines.Text()
-		}
-		if err := each(at, text); err != nil {
-			return err
-		}
-	}
-	return lines.Err()
+	merged bool            // the cluster merges; else its pods' logs and events are read
+	newest time.Time       // of the lines that it merged
+	shown  map[string]bool // lines of the platform and the gateway of the last seconds
+	day    string          // of the last line that was printed
 }
 
 // events are what the platform says about the application's objects.
@@ -244,6 +158,14 @@ func (l *logReader) print(line logLine) error {
 		}
 		return nil
 	}
+	if day := line.Time.UTC().Format("Monday, 2 January 2006"); day != l.day {
+		if l.day != "" || time.Since(line.Time) > 24*time.Hour {
+			if err := l.app.printf("-- %s\n", day); err != nil {
+				return err
+			}
+		}
+		l.day = day
+	}
 	source := strings.TrimPrefix(line.Source, l.target.key.Name+"-")
 	l.width = max(l.width, len(source))
 	return l.app.printf("%s %-*s | %s\n", line.Time.UTC().Format("15:04:05.000"), l.width, source, line.Text)
@@ -264,13 +186,10 @@ func (l *logReader) follow(ctx context.Context) error {
 			for i := range pods {
 				l.followPod(ctx, cancel, &group, following, &pods[i])
 			}
-			var events []logLine
-			if events, err = l.events(ctx); err == nil {
-				for _, line := range events {
-					if err := l.print(line); err != nil {
-						return err
-					}
-				}
+			if l.merged {
+				err = l.news(ctx)
+			} else {
+				err = l.newEvents(ctx)
 			}
 		}
 		select {
@@ -285,6 +204,17 @@ func (l *logReader) follow(ctx context.Context) error {
 			l.app.warn("%v", err)
 		}
 	}
+}
+
+// newEvents prints what the platform said meanwhile, where the cluster does not merge.
+func (l *logReader) newEvents(ctx context.Context) error {
+	events, err := l.events(ctx)
+	for _, line := range events {
+		if err := l.print(line); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // followPod begins to follow each run of each container of a pod, once.
@@ -314,7 +244,7 @@ func (l *logReader) followPod(ctx context.Context, cancel context.CancelCauseFun
 				l.mu.Lock()
 				l.known[key] = at
 				l.mu.Unlock()
-				return l.print(logLine{at, copied.Name, process, text})
+				return l.print(logLine{Time: at, Source: copied.Name, Process: process, Text: text})
 			}); err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("read the log of %s: %w", copied.Name, err))
 			}

@@ -22,15 +22,17 @@ const whyEvents = 8
 
 // whyKinds are what why knows, by what people write.
 func whyKinds() map[string]string {
-	return map[string]string{"pod": "pod", "pods": "pod", "po": "pod", "app": "app", "apps": "app", "release": "release", "releases": "release"}
+	return map[string]string{"pod": "pod", "pods": "pod", "po": "pod", "app": "app", "apps": "app", "release": "release", "releases": "release",
+		"request": "request", "requests": "request", "req": "request"}
 }
 
 func (a *app) whyCommand() *cobra.Command {
 	f := &appFlags{}
 	return f.register(&cobra.Command{
-		Use: "why TYPE/NAME", Short: "Explain a pod, an application or a release: why it is as it is", Args: exactArgs("a TYPE/NAME, such as pod/web-1,"),
+		Use: "why TYPE/NAME", Short: "Explain a pod, an application, a release or a request: why it is as it is", Args: exactArgs("a TYPE/NAME, such as pod/web-1,"),
 		Long: "Explain why a pod is where it is, or nowhere (pod/NAME), why an application is not well (app/NAME),\n" +
-			"or why a release did not become live (release/APP-vN, or release/vN with -a).",
+			"why a release did not become live (release/APP-vN, or release/vN with -a), or what became of a request\n" +
+			"(request/ID, by the X-Request-Id of its answer).",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, name, found := strings.Cut(args[0], "/")
 			if !found || name == "" {
@@ -43,8 +45,10 @@ func (a *app) whyCommand() *cobra.Command {
 				return a.whyApp(cmd, f, name)
 			case "release":
 				return a.whyRelease(cmd, f, name)
+			case "request":
+				return a.whyRequest(cmd, f, name)
 			}
-			return usage("%s", suggest(fmt.Sprintf("nothing is known about a %q", kind), kind, []string{"pod", "app", "release"}, "there is: app, pod, release"))
+			return usage("%s", suggest(fmt.Sprintf("nothing is known about a %q", kind), kind, []string{"pod", "app", "release", "request"}, "there is: app, pod, release, request"))
 		},
 	})
 }

@@ -266,7 +266,9 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 }
 
 // Handler is the API.
-func (cp *ControlPlane) Handler() http.Handler { return cp.withGit(cp.withBuildLogs(cp.handler)) }
+func (cp *ControlPlane) Handler() http.Handler {
+	return cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler)))
+}
 
 // Serving is closed when requests are answered.
 func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }

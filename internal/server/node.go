@@ -66,6 +66,7 @@ type node struct {
 	server  *apiListener // of the agent's API
 	images  *imageServer
 	builds  *buildsPart
+	logs    *nodeLogs
 
 	unpacked chan struct{} // closed when the programs that every node needs are there
 }
@@ -204,6 +205,10 @@ func (n *node) buildAgent() error {
 	if !c.Gateway.Off {
 		opts.Gateway = gatewayCounts(edgeSocket(c))
 	}
+	if n.logs, err = n.opts.controlPlane.nodeLogs(c, n.opts.logger); err != nil {
+		return err
+	}
+	opts.KeepLogs, opts.Extra = n.logs, n.logs
 	if err := setNodeLimits(&opts, c.Node, n.opts.logger); err != nil {
 		return err
 	}
@@ -211,6 +216,10 @@ func (n *node) buildAgent() error {
 		Client: api, Informers: nodeInformers{own: own, all: all}, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
 		Network: n.network, Volumes: volumes, Static: manifests,
 	}, opts)
+	if err == nil {
+		n.logs.pods = n.agent.Pods
+		n.logs.costs = costs{node: n.opts.identity.Name, bin: c.Path("bin"), proc: "/proc", stats: n.agent.Stats}
+	}
 	return err
 }
 
@@ -352,7 +361,7 @@ func (n *node) runContainers(ctx context.Context) error {
 
 // runAgent runs the agent and its API, and the network policies that its pods wait for.
 func (n *node) runAgent(ctx context.Context) error {
-	return runAll(ctx, n.network.policies.Run, n.agent.Run, n.server.Run)
+	return runAll(ctx, n.network.policies.Run, n.agent.Run, n.server.Run, n.logs.Run)
 }
 
 // runNetwork prepares the pod network as soon as the node has its range, and keeps services

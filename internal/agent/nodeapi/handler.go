@@ -42,7 +42,9 @@ type Options struct {
 	Stats       *stats.Reader       // measures the node; nil reports nothing
 	Probes      func() []ProbeCount // how the probes went; nil reports nothing
 	// Gateway is what the node's gateway counts, in the text format of Prometheus; nil: there is none.
-	Gateway      func(ctx context.Context) ([]byte, error)
+	Gateway func(ctx context.Context) ([]byte, error)
+	// Extra serves what lies below /gantry/; nil: there is nothing.
+	Extra        http.Handler
 	Cores        int           // logical CPUs of the machine
 	IdleTimeout  time.Duration // of streams; default 4h
 	StreamsWait  time.Duration // for a client to open its streams; default 30s
@@ -89,6 +91,9 @@ func (h *Handler) routes() {
 	h.mux.HandleFunc("GET /metrics/cadvisor", h.cadvisorMetrics)
 	h.mux.HandleFunc("GET /metrics/probes", h.probeMetrics)
 	h.mux.HandleFunc("GET /metrics/gateway", h.gatewayMetrics)
+	if h.opts.Extra != nil {
+		h.mux.Handle("GET /gantry/", h.opts.Extra)
+	}
 	h.mux.HandleFunc("GET /stats/summary", h.summary)
 	h.mux.HandleFunc("POST /stats/summary", h.summary)
 	h.mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", h.logs)

@@ -190,7 +190,7 @@ func (g *Gateways) takeLocked(ctx context.Context) (*sample, error) {
 
 // fetch reads a page of one agent.
 func (s *Source) fetch(ctx context.Context, node *corev1.Node, path string, limit int64) ([]byte, error) {
-	address, ok := addressOf(node)
+	address, ok := AddressOf(node)
 	if !ok {
 		return nil, errors.New("the node has no address")
 	}

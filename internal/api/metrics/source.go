@@ -106,7 +106,7 @@ func lost(node *corev1.Node) bool {
 
 // ask reads the summary of one node.
 func (s *Source) ask(ctx context.Context, node *corev1.Node) (*statsapi.Summary, error) {
-	address, ok := addressOf(node)
+	address, ok := AddressOf(node)
 	if !ok {
 		return nil, errors.New("the node has no address")
 	}
@@ -131,8 +131,8 @@ func (s *Source) ask(ctx context.Context, node *corev1.Node) (*statsapi.Summary,
 	return summary, nil
 }
 
-// addressOf is where the agent of a node listens.
-func addressOf(node *corev1.Node) (string, bool) {
+// AddressOf is where the agent of a node listens.
+func AddressOf(node *corev1.Node) (string, bool) {
 	port := cmp.Or(node.Status.DaemonEndpoints.KubeletEndpoint.Port, agentPort)
 	for _, want := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName} {
 		for _, a := range node.Status.Addresses {

@@ -38,18 +38,18 @@ const (
 
 // requestHead is the head of a plain request.
 type requestHead struct {
-	size      int // of the head with its empty line
-	method    []byte
-	target    []byte
-	path      []byte // target up to the question mark
-	query     []byte
-	host      []byte // the Host field
-	hostname  []byte // without port
-	length    int64  // of the body
-	close     bool   // Connection: close
-	agent     []byte
-	accept    []byte
-	fields    []field
+	size     int // of the head with its empty line
+	method   []byte
+	target   []byte
+	path     []byte // target up to the question mark
+	query    []byte
+	host     []byte // the Host field
+	hostname []byte // without port
+	length   int64  // of the body
+	close    bool   // Connection: close
+	agent    []byte
+	accept   []byte
+	fields   []field
 }
 
 // responseHead is the head of a plain response.

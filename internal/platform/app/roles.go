@@ -34,6 +34,7 @@ func ProjectRoles() []*rbacv1.ClusterRole {
 	viewer := []rbacv1.PolicyRule{
 		rule(read, v1alpha1.Group, "apps", "releases", "builds", "apps/status", "releases/status", "builds/status"),
 		rule([]string{"get"}, groupBuild, "builds/log"),
+		rule([]string{"get"}, v1alpha1.Group, "apps/log"), // what its gateways and the platform say of it, too
 		rule(read, "", "pods", "pods/log", "pods/status", "services", "events", "persistentvolumeclaims", "serviceaccounts"),
 		rule(read, "apps", "deployments", "replicasets", "statefulsets"),
 		rule(read, "batch", "jobs", "cronjobs"),

@@ -284,3 +284,10 @@ func describeBlob(content *io.SectionReader, config bool) (descriptor, error) {
 	d.Digest = "sha256:" + hex.EncodeToString(hash.Sum(nil))
 	return d, nil
 }
+
+// NotServed reports whether an error of Open says that the cluster has nothing at that path, or not for this user: one of
+// somebody else's has no such path.
+func NotServed(err error) bool {
+	status, ok := errors.AsType[*statusError](err)
+	return ok && (status.code == http.StatusNotFound || status.code == http.StatusForbidden)
+}
