@@ -66,7 +66,7 @@ func TestStatusRows(t *testing.T) {
 		"cluster | https://127.0.0.1:6443",
 		"node | node-1 | ready | 192.0.2.10 | v1.36.3 | 5m",
 		"pods | 1 running, 1 pending",
-		"app | default/hello | 1 of 2 ready",
+		"deployment | default/hello | 1 of 2 ready",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("rows are\n%s", strings.Join(got, "\n"))

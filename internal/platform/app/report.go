@@ -80,16 +80,15 @@ func (v *view) processes() map[string]v1alpha1.ProcessStatus {
 
 // domainStatus says of each domain whether it points here.
 func (c *Controller) domainStatus(ctx context.Context, v *view) (out []v1alpha1.DomainStatus) {
+	ends := c.certificates(ctx, v)
 	for _, domain := range v.app.Spec.Domains {
 		if v.removed {
 			break
 		}
 		check := c.checkDomain(ctx, domain.Name, v.platform.reached, v.now)
 		status := v1alpha1.DomainStatus{Name: domain.Name, Ready: check.good, Message: check.message}
-		for _, old := range v.app.Status.Domains {
-			if old.Name == domain.Name {
-				status.Expires = old.Expires
-			}
+		if end, known := ends[domain.Name]; known {
+			status.Expires = &end
 		}
 		if check.good {
 			v.soon(recheckGood)
@@ -97,6 +96,33 @@ func (c *Controller) domainStatus(ctx context.Context, v *view) (out []v1alpha1.
 			v.soon(recheckBad)
 		}
 		out = append(out, status)
+	}
+	return out
+}
+
+// Where the gateway's certificates are, each in a Secret with this label and what it is for in annotations.
+const (
+	certificateLabel   = "gateway.gantry.dev/certificate"
+	certificateHost    = "gateway.gantry.dev/host"
+	certificateExpires = "gateway.gantry.dev/expires"
+)
+
+// certificates is until when the certificates of hosts hold. On a cluster of others there are none to read.
+func (c *Controller) certificates(ctx context.Context, v *view) map[string]metav1.Time {
+	if len(v.app.Spec.Domains) == 0 {
+		return nil
+	}
+	var list corev1.SecretList
+	if err := c.client.List(ctx, &list, client.InNamespace(v1alpha1.PlatformNamespace), client.HasLabels{certificateLabel}); err != nil {
+		c.opts.Log.Debug("reading certificates", "namespace", v.app.Namespace, "name", v.app.Name, "error", err)
+		return nil
+	}
+	out := map[string]metav1.Time{}
+	for i := range list.Items {
+		notes := list.Items[i].Annotations
+		if end, err := time.Parse(time.RFC3339, notes[certificateExpires]); err == nil {
+			out[notes[certificateHost]] = metav1.NewTime(end)
+		}
 	}
 	return out
 }
