@@ -157,7 +157,10 @@ type Options struct {
 	ParallelPulls    int              // images pulled at once, default 4
 	// ImageAccess says why a pod may not use an image, at each start of a container and also when the image is here already;
 	// credentials are what its pull secrets hold. nil: every pod may use every image that it can pull.
-	ImageAccess   func(ctx context.Context, pod *corev1.Pod, ref string, credentials func() ([]container.Credentials, error)) error
+	ImageAccess func(ctx context.Context, pod *corev1.Pod, ref string, credentials func() ([]container.Credentials, error)) error
+	// Confirmed waits until the pods that the informers told first are those that the API has, not those that were known last:
+	// only then are pods that it does not know removed. nil: they are at once.
+	Confirmed     func(ctx context.Context) error
 	StatusWriters int // statuses written at once, default 4
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
 	// DialPod connects to a port on the loopback address of a network namespace; nil enters it.

@@ -45,7 +45,15 @@ func (a *Agent) watch(ctx context.Context, sandboxes []container.SandboxStatus) 
 		stop()
 	})
 	a.synced.Store(true)
-	a.removeOrphans(ctx, sandboxes)
+	if a.opts.Confirmed == nil {
+		a.removeOrphans(ctx, sandboxes)
+	} else {
+		a.spawn(func(ctx context.Context) {
+			if a.opts.Confirmed(ctx) == nil {
+				a.removeOrphans(ctx, sandboxes)
+			}
+		})
+	}
 	a.log.Info("agent is running", "nodeName", a.opts.NodeName, "sandboxes", len(sandboxes))
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/join"
 	"gantry.dev/gantry/internal/lifecycle"
 )
 
@@ -46,7 +47,14 @@ type UpRequest struct {
 	Version  string             // of Gantry
 	Steps    *lifecycle.Steps
 	Logger   *slog.Logger
-	Ready    func() // to be called once, when the node is Ready
+	Ready    func()       // to be called once, when the node is Ready
+	Join     *JoinRequest // the cluster to join first; nil: the one that the data dir is in, or its own
+}
+
+// JoinRequest says which cluster a machine is to become a part of.
+type JoinRequest struct {
+	Address string // of a server, with its port
+	Token   join.Token
 }
 
 // DownRequest says what to stop.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/join"
 	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/telemetry"
 )
@@ -35,10 +37,13 @@ func (a *app) machineCommands() []*cobra.Command {
 
 func (a *app) upCommand() *cobra.Command {
 	var service bool
+	var joining joinFlags
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start a node on this machine", GroupID: groupMachine, Args: exactArgs(),
 		Long: "Start a node on this machine and run until it is stopped by a signal. Containers go on\n" +
-			"when the node stops, and the next start takes them over; \"gantry down\" stops them too.",
+			"when the node stops, and the next start takes them over; \"gantry down\" stops them too.\n\n" +
+			"The first machine is a cluster by itself. With --join and --token, as \"gantry token create\" prints them on a\n" +
+			"server, a machine becomes a worker of that server's cluster; later starts need neither.",
 	}
 	var names []string
 	for _, key := range config.Keys() {
@@ -47,9 +52,14 @@ func (a *app) upCommand() *cobra.Command {
 		}
 	}
 	config.Register(cmd.Flags(), names...)
+	joining.register(cmd)
 	cmd.Flags().BoolVar(&service, "service", false, "install and start a systemd unit, so that the node starts at boot")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.load(cmd, false)
+		if err != nil {
+			return err
+		}
+		request, err := joining.request()
 		if err != nil {
 			return err
 		}
@@ -64,7 +74,7 @@ func (a *app) upCommand() *cobra.Command {
 		case c.Detach:
 			return a.upDetached(cmd.Context(), c)
 		}
-		return a.upHere(cmd.Context(), c)
+		return a.upHere(cmd.Context(), c, request)
 	}
 	return cmd
 }
@@ -83,14 +93,18 @@ func checkPorts(c config.Config) error {
 	if !node.IsValid() {
 		node = netip.IPv4Unspecified()
 	}
+	agent := lifecycle.CheckPort(netip.AddrPortFrom(node, c.AgentPort), "--"+config.KeyAgentPort)
+	if member, there, err := join.ReadMembership(c.Path(join.MembershipFile)); err == nil && there && member.Role == join.Worker {
+		return agent // the API is elsewhere
+	}
 	return errors.Join(
 		lifecycle.CheckPort(c.Listen, "--"+config.KeyListen),
-		lifecycle.CheckPort(netip.AddrPortFrom(node, c.AgentPort), "--"+config.KeyAgentPort),
+		agent,
 	)
 }
 
 // upHere runs the node in this process.
-func (a *app) upHere(ctx context.Context, c config.Config) (err error) {
+func (a *app) upHere(ctx context.Context, c config.Config, joining *JoinRequest) (err error) {
 	starter, err := lifecycle.FindStarter()
 	if err != nil {
 		return err
@@ -130,7 +144,7 @@ func (a *app) upHere(ctx context.Context, c config.Config) (err error) {
 	}
 	begun := time.Now()
 	err = a.backend.Up(ctx, UpRequest{
-		Config: c, Identity: identity, Version: a.env.Version, Steps: steps, Logger: logger,
+		Config: c, Identity: identity, Version: a.env.Version, Steps: steps, Logger: logger, Join: joining,
 		Ready: func() {
 			steps.Say("node %s ready after %s", identity.Name, time.Since(begun).Round(time.Millisecond))
 			if err := lifecycle.NotifySystemd(lifecycle.SystemdReady); err != nil {
@@ -197,5 +211,9 @@ func (a *app) upDetached(ctx context.Context, c config.Config) error {
 
 // greet prints the address and the next command to try.
 func (a *app) greet(c config.Config) {
+	if member, there, err := join.ReadMembership(c.Path(join.MembershipFile)); err == nil && there && member.Role == join.Worker {
+		_ = a.printf("this machine is a worker of the cluster of %s\ntry, on a server: gantry node ls\n", strings.Join(member.Servers, ", "))
+		return
+	}
 	_ = a.printf("%s\ntry: gantry kubectl get nodes\n", c.APIURL())
 }

@@ -35,7 +35,7 @@ func (cp *ControlPlane) startAccessControllers(run func(string, func(context.Con
 	}
 	if cp.opts.Authority != nil {
 		all = append(all, made{"certificate-controller", controllerUser("certificate-controller"), func(c *client.Client, i *client.Cache) (runner, error) {
-			return certificates.New(c, i, certificates.Options{Authority: cp.opts.Authority, Review: cp.review, Log: log})
+			return certificates.New(c, i, certificates.Options{Authority: cp.opts.Authority, Review: cp.review, Reserved: cp.opts.ServedAs, Log: log})
 		}})
 	}
 	for _, m := range all {

@@ -24,7 +24,7 @@ func Backend() cli.Backend {
 		Up: func(ctx context.Context, run cli.UpRequest) error {
 			return Up(ctx, UpOptions{
 				Config: run.Config, Identity: run.Identity, Version: run.Version,
-				Steps: run.Steps, Logger: run.Logger, Ready: run.Ready,
+				Steps: run.Steps, Logger: run.Logger, Ready: run.Ready, Join: run.Join,
 			})
 		},
 		Down:   func(ctx context.Context, run cli.DownRequest) error { return Down(ctx, run.Config, run.Steps) },

@@ -50,6 +50,7 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if cp.opts.Gateway != nil {
 		objects = append(objects, gatewayObjects()...)
 	}
+	objects = append(objects, joiningObjects()...)
 	if err := cp.ensureAll(ctx, objects); err != nil {
 		return err
 	}
@@ -75,6 +76,9 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 		}
 	}
 	if err := cp.ensureStorageClass(ctx); err != nil {
+		return err
+	}
+	if err := cp.publishJoining(ctx); err != nil {
 		return err
 	}
 	if cp.opts.Endpoint == nil {

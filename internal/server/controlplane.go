@@ -59,6 +59,7 @@ type ControlPlaneOptions struct {
 	Metrics        registry.Metrics                          // what metrics.k8s.io serves; nil asks the agents, or nobody without AgentTransport
 	FrontProxy     *FrontProxy                               // towards other API servers; nil: none believes us
 	Authority      func() (*x509.Certificate, crypto.Signer) // signs CertificateSigningRequests; nil: nobody does
+	ServedAs       func() *x509.Certificate                  // the API's own certificate, whose names no node gets; nil: none
 	Access         *config.Access                            // who is believed and what is recorded; nil: kube-apiserver's defaults
 	Tolerations    *config.Tolerations                       // of pods that say nothing; nil: config.DefaultTolerations
 	Logger         *slog.Logger
@@ -186,7 +187,7 @@ func (cp *ControlPlane) wireAPI() error {
 	}
 	believed, err := cp.access.authentication(auth.Options{
 		ClientCAs: cp.opts.ClientCAs, SigningKey: cp.opts.SigningKey, Reader: cp.admin, Patcher: cp.admin,
-		FrontProxy: cp.opts.FrontProxy.believed(),
+		FrontProxy: cp.opts.FrontProxy.believed(), RemovedNode: cp.removedNode,
 	}, endpoint)
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ import (
 // them.
 type imageServer struct {
 	runtime *containerd.Runtime
-	cluster *ControlPlane // whose registry images are pushed to
+	cluster *ControlPlane // whose registry images are pushed to; nil on a worker, which has none
 	socket  string
 	logger  *slog.Logger
 }
@@ -46,8 +46,14 @@ func (s *imageServer) Run(ctx context.Context) error {
 	mux.HandleFunc("POST /images", s.load)
 	mux.HandleFunc("GET /images", s.list)
 	mux.HandleFunc("DELETE /images", s.remove)
-	mux.HandleFunc("POST /push", s.push)
-	mux.HandleFunc("POST /prune", s.prune)
+	if s.cluster != nil {
+		mux.HandleFunc("POST /push", s.push)
+		mux.HandleFunc("POST /prune", s.prune)
+	} else {
+		mux.HandleFunc("POST /", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "this machine is a worker: the cluster's registry is on its servers", http.StatusUnprocessableEntity)
+		})
+	}
 	return serveAll(ctx, mux, nil, []net.Listener{listener}, s.logger)
 }
 

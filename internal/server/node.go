@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,10 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
@@ -33,7 +31,6 @@ import (
 	"gantry.dev/gantry/internal/network/policy"
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/network/service"
-	"gantry.dev/gantry/internal/pki"
 	"gantry.dev/gantry/internal/platform/build"
 	"gantry.dev/gantry/internal/programs"
 	"gantry.dev/gantry/internal/volume"
@@ -42,14 +39,15 @@ import (
 // edgeUID is the user that gantry-edge becomes: none that Debian gives out.
 const edgeUID = 65053
 
-// nodeOptions says what makes this machine a node. All are required.
+// nodeOptions says what makes this machine a node. All but controlPlane are required.
 type nodeOptions struct {
 	config       config.Config
 	identity     lifecycle.Identity
 	nodeIP       netip.Addr
-	authority    *pki.Authority
+	serving      *tls.Config // of the agent's API
 	programs     *programs.Set
-	controlPlane *ControlPlane
+	cluster      nodeCluster
+	controlPlane *ControlPlane // of a server; nil on a worker, which neither builds nor stores images
 	steps        *lifecycle.Steps
 	logger       *slog.Logger
 }
@@ -74,7 +72,11 @@ type node struct {
 // newNode wires the parts. Nothing is started.
 func newNode(opts nodeOptions) (*node, error) {
 	n := &node{opts: opts, unpacked: make(chan struct{})}
-	for _, build := range []func() error{n.buildRuntime, n.buildNetwork, n.buildAgent, n.buildServer, n.buildBuilds} {
+	builds := []func() error{n.buildRuntime, n.buildNetwork, n.buildAgent, n.buildServer}
+	if opts.controlPlane != nil {
+		builds = append(builds, n.buildBuilds)
+	}
+	for _, build := range builds {
 		if err := build(); err != nil {
 			return nil, err
 		}
@@ -93,7 +95,7 @@ func (n *node) buildRuntime() (err error) {
 	n.runtime, err = containerd.New(containerd.Options{
 		Root: root, State: state, Runc: paths[programs.Runc], Shim: paths[programs.Shim],
 		RuncShim: paths[programs.RuncShim], Logger: n.opts.logger,
-		Registry: n.opts.controlPlane.nodeRegistry(n.opts.identity.Name),
+		Registry: n.opts.cluster.registry(),
 	})
 	if err != nil {
 		return err
@@ -103,9 +105,9 @@ func (n *node) buildRuntime() (err error) {
 }
 
 func (n *node) buildNetwork() error {
-	c, cp := n.opts.config, n.opts.controlPlane
+	c := n.opts.config
 	dns := podnet.DNSAddr(c.ServiceCIDR)
-	reader, informers, err := cp.As(policyUser(), "gantry-policy")
+	reader, informers, err := n.opts.cluster.part(partPolicy)
 	if err != nil {
 		return err
 	}
@@ -116,7 +118,7 @@ func (n *node) buildNetwork() error {
 	n.network = &networkPart{policies: policies, options: func(podCIDR netip.Prefix) podnet.Options {
 		return podNetworkOptions(c, podCIDR, n.opts.logger)
 	}}
-	reader, informers, err = cp.As(&user.DefaultInfo{Name: user.KubeProxy, Groups: []string{user.AllAuthenticated}}, "kube-proxy")
+	reader, informers, err = n.opts.cluster.part(partProxy)
 	if err != nil {
 		return err
 	}
@@ -127,7 +129,7 @@ func (n *node) buildNetwork() error {
 	if err != nil {
 		return err
 	}
-	self, _, err := cp.as(client.Options{User: n.user(), Manager: "kubelet"}, nil)
+	self, _, err := n.opts.cluster.part(partNode)
 	if err != nil {
 		return err
 	}
@@ -138,11 +140,11 @@ func (n *node) buildNetwork() error {
 	if err != nil {
 		return err
 	}
-	reader, informers, err = cp.As(controllerUser("kube-dns"), "gantry-edge")
+	reader, informers, err = n.opts.cluster.part(partEdge)
 	if err != nil {
 		return err
 	}
-	gatewayFeed, err := cp.feedGateway(&c.Gateway, n.opts.identity.Name, func(text string) { n.opts.steps.Say("%s", text) })
+	gatewayFeed, err := n.opts.cluster.gateway(&c.Gateway, func(text string) { n.opts.steps.Say("%s", text) })
 	if err != nil {
 		return err
 	}
@@ -154,24 +156,9 @@ func (n *node) buildNetwork() error {
 	return err
 }
 
-// user is who the node is to the API.
-func (n *node) user() user.Info {
-	return &user.DefaultInfo{
-		Name:   pki.NodeUserPrefix + n.opts.identity.Name,
-		Groups: []string{user.NodesGroup, user.AllAuthenticated},
-	}
-}
-
 func (n *node) buildAgent() error {
 	c := n.opts.config
-	api, own, err := n.opts.controlPlane.as(client.Options{User: n.user(), Manager: "kubelet"}, map[schema.GroupVersionKind]fields.Selector{
-		corev1.SchemeGroupVersion.WithKind("Node"): fields.OneTermEqualSelector("metadata.name", n.opts.identity.Name),
-		corev1.SchemeGroupVersion.WithKind("Pod"):  fields.OneTermEqualSelector("spec.nodeName", n.opts.identity.Name),
-	})
-	if err != nil {
-		return err
-	}
-	_, all, err := n.opts.controlPlane.As(controllersUser(), "kubelet")
+	api, informers, err := n.opts.cluster.forAgent()
 	if err != nil {
 		return err
 	}
@@ -199,13 +186,13 @@ func (n *node) buildAgent() error {
 		KubeletPort: int32(c.AgentPort), LocalVolumes: folders, Logger: n.opts.logger,
 		PluginRoots: pluginRoots(c), UnsafeSysctls: c.UnsafeSysctls, DeviceFile: c.Path("devices.json"),
 		IsNotFound:  func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
-		ImageAccess: n.opts.controlPlane.podMayPull,
-		NodeInfo:    corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
+		ImageAccess: n.opts.cluster.mayPull, Confirmed: n.opts.cluster.confirmed,
+		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	}
-	if !c.Gateway.Off {
+	if !c.Gateway.Off && n.opts.controlPlane != nil {
 		opts.Gateway = gatewayCounts(edgeSocket(c))
 	}
-	if n.logs, err = n.opts.controlPlane.nodeLogs(c, n.opts.logger); err != nil {
+	if n.logs, err = newNodeLogs(n.opts.controlPlane, c, n.opts.logger); err != nil {
 		return err
 	}
 	opts.KeepLogs, opts.Extra = n.logs, n.logs
@@ -213,7 +200,7 @@ func (n *node) buildAgent() error {
 		return err
 	}
 	n.agent, err = agent.New(agent.Parts{
-		Client: api, Informers: nodeInformers{own: own, all: all}, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
+		Client: api, Informers: informers, Runtime: runtimePart{n.runtime}, Images: imagesPart{n.runtime},
 		Network: n.network, Volumes: volumes, Static: manifests,
 	}, opts)
 	if err == nil {
@@ -263,7 +250,7 @@ func (n *node) buildServer() error {
 		return err
 	}
 	n.server = &apiListener{
-		handler: n.guard(handler), tls: n.opts.authority.ServerTLS(pki.Kubelet, pki.ClusterCA), logger: n.opts.logger,
+		handler: n.guard(handler), tls: n.opts.serving, logger: n.opts.logger,
 		addrs: []netip.AddrPort{netip.AddrPortFrom(n.opts.nodeIP, n.opts.config.AgentPort)},
 	}
 	return nil
@@ -272,22 +259,21 @@ func (n *node) buildServer() error {
 // guard lets through who may use nodes/proxy of this node, as the kubelet's webhook mode does.
 func (n *node) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		response, ok, err := n.opts.controlPlane.authn.AuthenticateRequest(r)
-		if err != nil || !ok {
+		who, ok := n.opts.cluster.identify(r)
+		if !ok {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return
 		}
 		subresources := nodeSubresources(r.URL.Path)
 		allowed := slices.ContainsFunc(subresources, func(sub string) bool {
-			decision, _, err := n.opts.controlPlane.authorizer.Authorize(r.Context(), authorizer.AttributesRecord{
-				User: response.User, Verb: nodeVerb(r.Method), APIVersion: "v1", Resource: "nodes", Subresource: sub,
+			return n.opts.cluster.allows(r.Context(), authorizer.AttributesRecord{
+				User: who, Verb: nodeVerb(r.Method), APIVersion: "v1", Resource: "nodes", Subresource: sub,
 				Name: n.opts.identity.Name, ResourceRequest: true, Path: r.URL.Path,
 			})
-			return err == nil && decision == authorizer.DecisionAllow
 		})
 		if !allowed {
 			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)",
-				response.User.GetName(), nodeVerb(r.Method), subresources), http.StatusForbidden)
+				who.GetName(), nodeVerb(r.Method), subresources), http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -327,12 +313,15 @@ func nodeSubresources(path string) []string {
 
 // components are the parts in start order.
 func (n *node) components() []lifecycle.Component {
-	return []lifecycle.Component{
+	parts := []lifecycle.Component{
 		{Name: "containers", Run: n.runContainers, Ready: waitFor(n.runtime.Ready())},
 		{Name: "node", Run: n.runAgent, Ready: n.nodeReady},
 		{Name: "network", Run: n.runNetwork, Ready: n.networkReady},
-		{Name: "builds", Run: n.builds.Run},
 	}
+	if n.builds != nil {
+		parts = append(parts, lifecycle.Component{Name: "builds", Run: n.builds.Run})
+	}
+	return parts
 }
 
 // unpack makes the programs that every node needs, beside the start of the API; then it waits for ctx.
@@ -419,17 +408,9 @@ func poll(ctx context.Context, check func() bool) error {
 	return nil
 }
 
-func (n *node) object(ctx context.Context) *corev1.Node {
-	obj := new(corev1.Node)
-	if n.opts.controlPlane.Admin().Get(ctx, ctrlclient.ObjectKey{Name: n.opts.identity.Name}, obj) != nil {
-		return nil
-	}
-	return obj
-}
-
 func (n *node) podCIDRs(ctx context.Context) (cidrs []string, err error) {
 	err = poll(ctx, func() bool {
-		if obj := n.object(ctx); obj != nil {
+		if obj := n.opts.cluster.node(ctx); obj != nil {
 			cidrs = obj.Spec.PodCIDRs
 		}
 		return len(cidrs) > 0
@@ -439,7 +420,7 @@ func (n *node) podCIDRs(ctx context.Context) (cidrs []string, err error) {
 
 func (n *node) nodeReady(ctx context.Context) error {
 	return poll(ctx, func() bool {
-		obj := n.object(ctx)
+		obj := n.opts.cluster.node(ctx)
 		if obj == nil {
 			return false
 		}

@@ -26,20 +26,25 @@ import (
 // did with them.
 type nodeLogs struct {
 	keeper *applog.Keeper
-	edge   string // the edge's socket; empty: there is no gateway
-	notes  *platformNotes
+	edge   string         // the edge's socket; empty: there is no gateway
+	notes  *platformNotes // nil on a worker: servers know what the platform does
 	pods   func() []*corev1.Pod
 	costs  costs
 }
 
 var _ agent.PodLogs = (*nodeLogs)(nil)
 
-func (cp *ControlPlane) nodeLogs(c config.Config, logger *slog.Logger) (*nodeLogs, error) {
+// newNodeLogs makes the logs of a node of a server, or of a worker (cp is nil).
+func newNodeLogs(cp *ControlPlane, c config.Config, logger *slog.Logger) (*nodeLogs, error) {
 	keeper, err := applog.New(applog.Options{PodsDir: c.Path("log", "pods"), Dir: c.Path("log", "apps"), Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	l := &nodeLogs{keeper: keeper, notes: &platformNotes{cp: cp, keeper: keeper, log: logger}, pods: func() []*corev1.Pod { return nil }}
+	l := &nodeLogs{keeper: keeper, pods: func() []*corev1.Pod { return nil }}
+	if cp == nil {
+		return l, nil
+	}
+	l.notes = &platformNotes{cp: cp, keeper: keeper, log: logger}
 	if !c.Gateway.Off {
 		l.edge = edgeSocket(c)
 	}
@@ -47,7 +52,12 @@ func (cp *ControlPlane) nodeLogs(c config.Config, logger *slog.Logger) (*nodeLog
 }
 
 // Run keeps logs until ctx ends.
-func (l *nodeLogs) Run(ctx context.Context) error { return runAll(ctx, l.keeper.Run, l.notes.Run) }
+func (l *nodeLogs) Run(ctx context.Context) error {
+	if l.notes == nil {
+		return l.keeper.Run(ctx)
+	}
+	return runAll(ctx, l.keeper.Run, l.notes.Run)
+}
 
 // Begin implements agent.PodLogs.
 func (l *nodeLogs) Begin(pod *corev1.Pod) error {

@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -114,22 +113,13 @@ func (cp *ControlPlane) newImages() (api.Images, error) {
 		Store: cp.images, Logger: cp.opts.Logger, Project: cp.projectExists,
 		Allowed: func(r *http.Request, need images.Need) bool {
 			u, ok := request.UserFrom(r.Context())
-			return ok && cp.mayUseImages(r.Context(), u, need)
+			return ok && mayUseImages(r.Context(), localCluster{cp: cp}, u, need)
 		},
 	})
 	if err != nil {
 		return nil, err
 	}
 	return registryPart{handler}, nil
-}
-
-// mayUseImages asks the authorizer for a right on images.
-func (cp *ControlPlane) mayUseImages(ctx context.Context, u user.Info, need images.Need) bool {
-	decision, _, err := cp.authorizer.Authorize(ctx, &authorizer.AttributesRecord{
-		User: u, Verb: need.Verb, APIGroup: images.Group, APIVersion: "v1", Resource: images.Resource,
-		Namespace: need.Project, Name: need.App, ResourceRequest: true,
-	})
-	return err == nil && decision == authorizer.DecisionAllow
 }
 
 // projectExists reports whether there is a namespace.

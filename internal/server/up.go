@@ -15,7 +15,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/version"
 
+	"gantry.dev/gantry/internal/cli"
 	"gantry.dev/gantry/internal/config"
+	"gantry.dev/gantry/internal/join"
 	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/pki"
@@ -32,12 +34,26 @@ type UpOptions struct {
 	Version  string // of Gantry
 	Steps    *lifecycle.Steps
 	Logger   *slog.Logger
-	Ready    func() // called once, when the node is Ready
+	Ready    func()           // called once, when the node is Ready
+	Join     *cli.JoinRequest // a cluster to join first; nil: none
 }
 
-// Up runs a server and its node until ctx ends. Containers and gantry-edge go on then.
+// Up runs this machine's part of its cluster until ctx ends: a server and its node, or a node only. Containers and
+// gantry-edge go on then.
 func Up(ctx context.Context, opts UpOptions) error {
 	quietKlog(opts.Logger)
+	member, err := membership(ctx, &opts)
+	if err != nil {
+		return err
+	}
+	if member.Role == join.Worker {
+		return upWorker(ctx, opts, member)
+	}
+	return upServer(ctx, opts)
+}
+
+// upServer runs a server and its node.
+func upServer(ctx context.Context, opts UpOptions) error {
 	c := opts.Config
 	nodeIP := c.NodeIP
 	if !nodeIP.IsValid() {
@@ -66,8 +82,9 @@ func Up(ctx context.Context, opts UpOptions) error {
 	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
 		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", "encryption.yaml")), Access: &c.Access,
 		Tolerations: &c.Tolerations,
-		Authority: func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
-		ClientCAs: clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
+		Authority:   func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
+		ServedAs:    servedAs(authority),
+		ClientCAs:   clientCAs(authority), SigningKey: authority.ServiceAccountKey(), RootCA: authority.CertPEM(pki.ClusterCA),
 		PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain,
 		RuntimeConfig: c.RuntimeConfig, SchedulerFile: c.SchedulerFile, NoLoadBalancer: c.LoadBalancer == config.LoadBalancerNone,
 		Gateway: gatewaySettings(&c),
@@ -79,8 +96,8 @@ func Up(ctx context.Context, opts UpOptions) error {
 		return err
 	}
 	node, err := newNode(nodeOptions{
-		config: c, identity: opts.Identity, nodeIP: nodeIP, authority: authority, programs: embedded,
-		controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
+		config: c, identity: opts.Identity, nodeIP: nodeIP, serving: authority.ServerTLS(pki.Kubelet, pki.ClusterCA), programs: embedded,
+		cluster: localCluster{cp, opts.Identity.Name}, controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
 	})
 	if err != nil {
 		return err
@@ -111,6 +128,17 @@ func Up(ctx context.Context, opts UpOptions) error {
 		},
 		node.unpack,
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) })
+}
+
+// servedAs is the API's certificate.
+func servedAs(authority *pki.Authority) func() *x509.Certificate {
+	return func() *x509.Certificate {
+		cert, err := authority.Certificate(pki.APIServer)
+		if err != nil {
+			return &x509.Certificate{}
+		}
+		return cert.Leaf
+	}
 }
 
 // gatewaySettings are those of the control plane; nil without a gateway.
@@ -179,6 +207,9 @@ func both(first, second func(context.Context) error) func(context.Context) error
 // Down stops what outlives the main process: the containers, gantry-edge, and the network.
 // It does nothing where nothing is left.
 func Down(ctx context.Context, c config.Config, steps *lifecycle.Steps) error {
+	if member, there, err := join.ReadMembership(c.Path(join.MembershipFile)); err == nil && there {
+		takeSettings(&c, member.Settings)
+	}
 	end := steps.Begin("containers", "stopped")
 	err := stopContainers(ctx, c)
 	end(err)

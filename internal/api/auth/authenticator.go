@@ -37,11 +37,16 @@ type Options struct {
 	Patcher    Patcher               // notes when tokens of Secrets are used; nil: nobody notes it
 	CacheSize  int                   // verified credentials kept of each sort, default 4096
 	FrontProxy *FrontProxy           // nil: none is believed
+	// RemovedNode says when a node was removed from the cluster: its certificates from before are refused. nil: none was.
+	RemovedNode func(ctx context.Context, name string) (time.Time, bool)
 
 	BootstrapTokens bool                           // accept the tokens that machines join with
 	Tokens          []authenticator.Token          // asked in this order about tokens that are not ours, such as OIDC's
 	Anonymous       *apiserver.AnonymousAuthConfig // who needs no credentials; nil: every path is open to system:anonymous
 }
+
+// nodeUserPrefix starts the user name of a node.
+const nodeUserPrefix = "system:node:"
 
 // jwksPath is where the API serves the keys of its tokens.
 const jwksPath = "/openid/v1/jwks"
@@ -126,8 +131,8 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 	}
 	var certErr error // counts only if nothing else names the user
 	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 && a.opts.ClientCAs != nil {
-		response, err := a.authenticateCert(req.TLS.PeerCertificates)
-		if response != nil {
+		response, err := a.authenticateCert(req.Context(), req.TLS.PeerCertificates)
+		if response != nil && err == nil {
 			return response, true, nil
 		}
 		certErr = err
@@ -201,7 +206,7 @@ func bearerToken(header http.Header) string {
 }
 
 // authenticateCert verifies a chain (leaf first) against the current pool. Both results nil: the certificate names nobody.
-func (a *Authenticator) authenticateCert(chain []*x509.Certificate) (*authenticator.Response, error) {
+func (a *Authenticator) authenticateCert(ctx context.Context, chain []*x509.Certificate) (*authenticator.Response, error) {
 	pool := a.opts.ClientCAs()
 	if pool == nil {
 		return nil, nil
@@ -215,7 +220,7 @@ func (a *Authenticator) authenticateCert(chain []*x509.Certificate) (*authentica
 	known := a.certs[key]
 	a.certMu.Unlock()
 	if known != nil && !now.Before(known.notBefore) && !now.After(known.notAfter) {
-		return known.response, nil
+		return known.response, a.checkNode(ctx, known)
 	}
 	fresh, err := verifyCert(chain, pool, now)
 	if fresh == nil || err != nil {
@@ -227,7 +232,22 @@ func (a *Authenticator) authenticateCert(chain []*x509.Certificate) (*authentica
 		evictOne(a.certs, a.opts.CacheSize)
 		a.certs[key] = fresh
 	}
-	return fresh.response, nil
+	return fresh.response, a.checkNode(ctx, fresh)
+}
+
+// issuedAfter is how much later than its certificate's beginning a node got it: what all of our signers leave for clocks.
+const issuedAfter = 5 * time.Minute
+
+// checkNode refuses the certificate of a node that was removed after it got it.
+func (a *Authenticator) checkNode(ctx context.Context, cert *verifiedCert) error {
+	name, isNode := strings.CutPrefix(cert.response.User.GetName(), nodeUserPrefix)
+	if !isNode || a.opts.RemovedNode == nil {
+		return nil
+	}
+	if at, removed := a.opts.RemovedNode(ctx, name); removed && !cert.notBefore.Add(issuedAfter).After(at) {
+		return fmt.Errorf("node %s was removed from the cluster: %w", name, ErrInvalidCredentials)
+	}
+	return nil
 }
 
 // verifyCert checks the signatures up to pool and reads the user out of the leaf.

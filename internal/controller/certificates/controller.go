@@ -26,8 +26,10 @@ type Options struct {
 	Authority func() (*x509.Certificate, crypto.Signer)
 	// Review says whether a subject may do something, as a SubjectAccessReview does.
 	Review func(ctx context.Context, spec authorizationv1.SubjectAccessReviewSpec) (bool, error)
-	TTL    time.Duration // longest life of a certificate, default 365 days
-	Log    *slog.Logger  // default: discard
+	// Reserved is the certificate of the API server: no node may be called, or serve, what is in it. nil: nothing is.
+	Reserved func() *x509.Certificate
+	TTL      time.Duration // longest life of a certificate, default 365 days
+	Log      *slog.Logger  // default: discard
 }
 
 // Controller approves, signs and removes requests.
@@ -84,6 +86,9 @@ func (cc *Controller) reconcile(ctx context.Context, key controller.Key) (time.D
 	if err != nil || changed || !ends {
 		return 0, err
 	}
+	if awaitsNode(&csr, time.Now()) {
+		return nodeRetry, nil
+	}
 	return max(time.Until(at), time.Second), nil
 }
 
@@ -105,6 +110,9 @@ func (cc *Controller) step(ctx context.Context, csr *certificatesv1.CertificateS
 
 // approve approves a kubelet's client certificate if its user may have it: for itself, or for any node.
 func (cc *Controller) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, request *x509.CertificateRequest) (bool, error) {
+	if csr.Spec.SignerName == certificatesv1.KubeletServingSignerName {
+		return cc.approveServing(ctx, csr, request)
+	}
 	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName || checkKubeletClient(request, csr.Spec.Usages) != nil {
 		return false, nil
 	}
@@ -124,6 +132,11 @@ func (cc *Controller) approve(ctx context.Context, csr *certificatesv1.Certifica
 		}
 		if !allowed {
 			continue
+		}
+		if !isSelfService(csr.Spec.Username, request) {
+			if refused, err := cc.refuseTaken(ctx, csr, request); refused || err != nil {
+				return refused, err
+			}
 		}
 		csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
 			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "AutoApproved", Message: way.message,
