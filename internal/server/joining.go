@@ -7,6 +7,7 @@ import (
 	"maps"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -24,6 +25,7 @@ const (
 	clusterInfoName  = "cluster-info" // in kube-public, as kubeadm has it
 	joiningRoleName  = "gantry:joining"
 	nodeRoleName     = "gantry:node"
+	servingRoleName  = "gantry:approve-node-serving"
 	settingsRoleName = "gantry:cluster-settings"
 )
 
@@ -52,6 +54,13 @@ func joiningObjects() []ctrlclient.Object {
 		// Who has a token asks for the certificate of a node; the approver refuses names that are taken.
 		bind(joiningRoleName+":request", "system:node-bootstrapper", joiners...),
 		bind(joiningRoleName+":approve", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", joiners...),
+		// The approver approves what nodes serve with, which upstream leaves to persons.
+		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: servingRoleName}, Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{certificatesv1.GroupName}, Resources: []string{"signers"}, Verbs: []string{"approve"},
+			ResourceNames: []string{certificatesv1.KubeletServingSignerName},
+		}}},
+		bind(servingRoleName, servingRoleName,
+			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "certificate-controller"}),
 		bind(nodeRoleName+":renew", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", nodes),
 		// What a worker's services, names and networks are made of.
 		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: nodeRoleName}, Rules: []rbacv1.PolicyRule{
