@@ -71,7 +71,7 @@ func planFindings(chains []Chain, bridge string, tunnels ...Tunnel) []Finding {
 			if c.Hook == "input" && !passes(chains, c, FirewallRule{In: tunnel.Link}, 0) {
 				missing = append(missing, FirewallRule{In: tunnel.Link})
 			}
-			if c.Hook == "input" && !passesPort(chains, c, tunnel.Port, 0) {
+			if c.Hook == "input" && !passesPort(chains, c, []string{"lo", bridge, tunnel.Link}, tunnel.Port, 0) {
 				out = append(out, portFinding(chains, c, tunnel.Port))
 			}
 		}
@@ -120,10 +120,10 @@ func passes(chains []Chain, c *Chain, packet FirewallRule, depth int) bool {
 }
 
 // passesPort reports whether the chain may accept UDP from other machines to the port: rules
-// about addresses are taken to mean them.
-func passesPort(chains []Chain, c *Chain, port uint16, depth int) bool {
+// about addresses are taken to mean them, and any link but the inner ones may be theirs.
+func passesPort(chains []Chain, c *Chain, inner []string, port uint16, depth int) bool {
 	for _, r := range c.Rules {
-		if r.In == "lo" || r.Out != "" || r.Other && (!r.UDP || port < r.Ports[0] || port > r.Ports[1]) {
+		if slices.Contains(inner, r.In) || r.Out != "" || r.Other && (!r.UDP || port < r.Ports[0] || port > r.Ports[1]) {
 			continue
 		}
 		switch r.Verdict {
@@ -135,7 +135,7 @@ func passesPort(chains []Chain, c *Chain, port uint16, depth int) bool {
 			}
 		case "jump", "goto":
 			target := find(chains, c.Family, c.Table, r.Target)
-			if target != nil && depth < maxJumps && passesPort(chains, target, port, depth+1) {
+			if target != nil && depth < maxJumps && passesPort(chains, target, inner, port, depth+1) {
 				return true
 			}
 		}
