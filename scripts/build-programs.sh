@@ -32,7 +32,7 @@ runc_version=$(cd runtime && $go list -m -f '{{.Version}}' github.com/opencontai
 build runtime 1 "seccomp,netgo,osusergo" "-extldflags -static -X main.version=${runc_version#v}" github.com/opencontainers/runc runc
 build runtime 0 no_grpc "" github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 containerd-shim-runc-v2
 set -- "runc=$work/runc" "containerd-shim-runc-v2=$work/containerd-shim-runc-v2"
-for name in gantry-shim gantry-edge gantry-build gantry-static; do
+for name in gantry-shim gantry-edge gantry-build gantry-static gantry-probe; do
 	if [ -f "cmd/$name/main.go" ]; then
 		tags=no_grpc
 		if [ "$name" = gantry-build ]; then

@@ -29,6 +29,8 @@ type Backend struct {
 	Images *Images
 	// Registry works on the cluster's image registry.
 	Registry *Registry
+	// ProbeImage puts the image of "gantry network check" into a cluster's registry, for a project, and returns its name.
+	ProbeImage func(ctx context.Context, cluster *rest.Config, project string) (string, error)
 	// Plan says what documents would do to a cluster, WhyPod why a pod is where it is.
 	Plan   func(ctx context.Context, run PlanRequest) (Answer, error)
 	WhyPod func(ctx context.Context, cluster *rest.Config, project, name string) (Answer, error)

@@ -79,6 +79,9 @@ func (a *app) root() *cobra.Command {
 	if a.backend.Images != nil {
 		root.AddCommand(a.imageCommand())
 	}
+	if a.backend.ProbeImage != nil {
+		root.AddCommand(a.networkCommand())
+	}
 	root.AddGroup(&cobra.Group{ID: groupApplication, Title: "Application (this folder's, or APP, or -a APP):"})
 	root.AddCommand(a.applicationCommands()...)
 	return root

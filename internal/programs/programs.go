@@ -28,6 +28,7 @@ const (
 	RuncShim = "containerd-shim-runc-v2"
 	Build    = "gantry-build"
 	Static   = "gantry-static"
+	Probe    = "gantry-probe"
 )
 
 // index is the file that lists the programs, written by the pack command: one line for

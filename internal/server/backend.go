@@ -28,7 +28,7 @@ func Backend() cli.Backend {
 			})
 		},
 		Down:   func(ctx context.Context, run cli.DownRequest) error { return Down(ctx, run.Config, run.Steps) },
-		Doctor: doctor,
+		Doctor: doctor, ProbeImage: probeImage,
 		Images: &cli.Images{Load: loadImages, List: listImages, Remove: removeImage, Build: buildImage},
 		Registry: &cli.Registry{
 			PushFile: pushFile, PushLocal: pushLocal, List: listRegistry, Remove: removeFromRegistry, Prune: pruneRegistry,
