@@ -89,6 +89,12 @@ func unshareInto(path string) (handle *netlink.Handle, err error) {
 			return nil, fmt.Errorf("refusing ICMP redirects in the pod: %w", err)
 		}
 	}
+	// Pods have no IPv6. The link-local address that the kernel would give to each link reaches other pods on the bridge without
+	// crossing the node's IP stack, and so past network policies. The loopback link is there already and keeps its own.
+	err = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel may be without it
+		return nil, fmt.Errorf("switching IPv6 off in the pod: %w", err)
+	}
 	if handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("opening netlink in the pod: %w", err)
 	}

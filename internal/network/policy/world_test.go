@@ -39,6 +39,7 @@ type world struct {
 	inf      informers
 	net      *podnet.Network
 	enforcer *Enforcer
+	stop     func()            // ends the enforcer
 	paths    map[string]string // by "namespace/name"
 	addrs    map[string]netip.Addr
 }
@@ -79,8 +80,8 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// run starts an enforcer and returns what ends it, which is also done at the end of the test.
-func (w *world) run() (stop func()) {
+// run starts an enforcer that ends with the test.
+func (w *world) run() {
 	w.t.Helper()
 	e, err := New(w.api, w.inf, Options{NodeName: "n1", CheckInterval: 100 * time.Millisecond, MinInterval: time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
@@ -96,14 +97,14 @@ func (w *world) run() (stop func()) {
 			w.t.Error(err)
 		}
 	}()
-	stop = func() { cancel(); <-done }
+	w.stop = func() { cancel(); <-done }
+	stop := w.stop
 	w.t.Cleanup(func() {
 		stop()
 		if err := Cleanup(context.Background()); err != nil {
 			w.t.Error(err)
 		}
 	})
-	return stop
 }
 
 func (w *world) put(obj client.Object) {
@@ -112,19 +113,28 @@ func (w *world) put(obj client.Object) {
 	if !ok {
 		w.t.Fatalf("%T is no object", obj)
 	}
-	kind := fmt.Sprintf("%T", obj)
-	if w.api.Get(w.t.Context(), client.ObjectKeyFromObject(obj), old) != nil {
-		if err := w.api.Create(w.t.Context(), obj); err != nil {
-			w.t.Fatal(err)
-		}
+	status, isPod := obj.DeepCopyObject().(*corev1.Pod)
+	known := w.api.Get(w.t.Context(), client.ObjectKeyFromObject(obj), old) == nil
+	var write error
+	if known {
+		obj.SetResourceVersion(old.GetResourceVersion())
+		write = w.api.Update(w.t.Context(), obj)
+	} else {
+		write = w.api.Create(w.t.Context(), obj)
+	}
+	if write == nil && isPod {
+		status.ResourceVersion = obj.GetResourceVersion()
+		write = w.api.Status().Update(w.t.Context(), status)
+		obj = status
+	}
+	if write != nil {
+		w.t.Fatal(write)
+	}
+	if kind := fmt.Sprintf("%T", obj); known {
+		w.inf[kind].Update(old, obj)
+	} else {
 		w.inf[kind].Add(obj)
-		return
 	}
-	obj.SetResourceVersion(old.GetResourceVersion())
-	if err := w.api.Update(w.t.Context(), obj); err != nil {
-		w.t.Fatal(err)
-	}
-	w.inf[kind].Update(old, obj)
 }
 
 func (w *world) remove(obj client.Object) {
