@@ -102,10 +102,16 @@ func Proto(number byte, not bool) []expr.Any {
 }
 
 // SetMark sets the masquerade bit of the packet's mark.
-func SetMark() []expr.Any {
+func SetMark() []expr.Any { return changeMark(MasqueradeMark) }
+
+// ClearMark clears it. A packet keeps its mark when it is put into a tunnel's: with the bit
+// that one would be masqueraded too, and the kernel spoils its checksum by that.
+func ClearMark() []expr.Any { return changeMark(0) }
+
+func changeMark(to uint32) []expr.Any {
 	mask, xor := make([]byte, 4), make([]byte, 4)
 	binary.NativeEndian.PutUint32(mask, ^uint32(MasqueradeMark))
-	binary.NativeEndian.PutUint32(xor, MasqueradeMark)
+	binary.NativeEndian.PutUint32(xor, to)
 	return Rule(One(&expr.Meta{Key: expr.MetaKeyMARK, Register: Reg(0)}),
 		One(&expr.Bitwise{SourceRegister: Reg(0), DestRegister: Reg(0), Len: 4, Mask: mask, Xor: xor}),
 		One(&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: Reg(0)}))

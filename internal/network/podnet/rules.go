@@ -75,7 +75,7 @@ func replaceTable(conn *nftables.Conn, opts Options, records []record) error {
 	add(spoofed, nft.Iif(opts.Bridge, false), nft.SaddrIn(loopback, false), nft.Verdict(expr.VerdictDrop, ""))
 	post := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: t.table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-	add(post, nft.Marked(), nft.Masquerade())
+	add(post, nft.Marked(), nft.ClearMark(), nft.Masquerade())
 	add(post, nft.SaddrIn(loopback, false), nft.Oif(opts.Bridge, false), nft.Masquerade())
 	add(post, nft.SaddrIn(opts.PodCIDR, false), nft.DaddrIn(opts.ClusterCIDR, true),
 		nft.DaddrIn(netip.MustParsePrefix("224.0.0.0/4"), true), nft.Oif(opts.Bridge, true), nft.Masquerade())

@@ -243,7 +243,7 @@ func (k *kernel) addBaseChains(conn *nftables.Conn) {
 	add(post, nft.Verdict(expr.VerdictJump, remember.Name))
 	in := chain(nftables.Chain{Name: "input", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource})
 	add(in, nft.Verdict(expr.VerdictJump, remember.Name))
-	add(post, nft.Marked(), nft.Masquerade())
+	add(post, nft.Marked(), nft.ClearMark(), nft.Masquerade())
 	add(post, nft.LoadSaddr(0), nft.LoadDaddr(1), nft.Lookup(k.maps[mapHairpin], 0), nft.Masquerade())
 
 	reject := chain(nftables.Chain{Name: verdictReject})
