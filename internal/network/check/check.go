@@ -185,11 +185,12 @@ func (r *run) awaitAnswerers(ctx context.Context) error {
 	return nil
 }
 
-// pod is one of the check's; it goes to the node whatever its taints are.
+// pod is one of the check's; it goes to the node whatever its taints are, and is not ended
+// where the node runs short: that is when somebody wants to know about the network.
 func (r *run) pod(name, node string, args ...string) *corev1.Pod {
 	no, yes := false, true
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: r.namespace}, Spec: corev1.PodSpec{
-		NodeName: node, RestartPolicy: corev1.RestartPolicyNever, AutomountServiceAccountToken: &no,
+		NodeName: node, PriorityClassName: "system-node-critical", RestartPolicy: corev1.RestartPolicyNever, AutomountServiceAccountToken: &no,
 		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 		Containers: []corev1.Container{{Name: "probe", Image: r.image, Args: args, SecurityContext: &corev1.SecurityContext{
 			AllowPrivilegeEscalation: &no, RunAsNonRoot: &yes, ReadOnlyRootFilesystem: &yes,
@@ -232,6 +233,9 @@ func (r *run) await(ctx context.Context, name string, done func(*corev1.Pod) boo
 
 // whyNot is why a pod is not what it should be, in its own words.
 func whyNot(pod *corev1.Pod) string {
+	if pod.Status.Reason != "" {
+		return strings.TrimSpace(pod.Status.Reason + ": " + pod.Status.Message)
+	}
 	for _, c := range pod.Status.ContainerStatuses {
 		if w := c.State.Waiting; w != nil {
 			return strings.TrimSpace(w.Reason + ": " + w.Message)
@@ -240,7 +244,7 @@ func whyNot(pod *corev1.Pod) string {
 			return fmt.Sprintf("it ended with code %d: %s", t.ExitCode, t.Message)
 		}
 	}
-	return cmp.Or(pod.Status.Message, pod.Status.Reason, "it is "+string(pod.Status.Phase))
+	return cmp.Or(pod.Status.Message, "it is "+string(pod.Status.Phase))
 }
 
 // asker is a pod that asks about some of the places.
