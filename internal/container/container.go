@@ -1,6 +1,7 @@
 package container
 
 import (
+	"errors"
 	"io"
 	"time"
 )
@@ -125,6 +126,12 @@ const (
 	StateUnknown State = "unknown" // the shim is gone and nothing says how the container ended
 )
 
+// ReasonFenced is why a container ended whose pod was killed because its node was cut off.
+const ReasonFenced = "Fenced"
+
+// ErrNoFence is the error of a sandbox that cannot hold a deadline.
+var ErrNoFence = errors.New("the sandbox cannot be fenced")
+
 // Status is what a runtime knows of one container.
 type Status struct {
 	ID          string // unique on the node, without a scheme
@@ -137,7 +144,7 @@ type Status struct {
 	FinishedAt  time.Time // zero until exited
 	ExitCode    int       // 128+n when a signal n ended it
 	OOMKilled   bool
-	Reason      string // "Completed", "Error", "OOMKilled", "ContainerStatusUnknown"
+	Reason      string // "Completed", "Error", "OOMKilled", "Fenced", "ContainerStatusUnknown"
 	Message     string
 	PID         int   // on the node; 0 unless running
 	User        *User // nil when it is not known

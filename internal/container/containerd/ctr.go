@@ -102,6 +102,9 @@ func (c *ctr) setExited(exit shim.Exit, reason string) bool {
 	case reason != "":
 		c.reason = reason
 		c.message = "the container's end was not seen: its shim or the machine went away"
+	case exit.Fenced:
+		c.reason = container.ReasonFenced
+		c.message = "the node was cut off from the cluster for longer than the pod may run without it"
 	case c.oom && exit.Code != 0:
 		c.reason = "OOMKilled"
 	case exit.Code == 0:

@@ -89,6 +89,7 @@ func serve(ctx context.Context, taskListener, streamListener net.Listener) error
 	// containerd's context ends by Shutdown only, never with its parent.
 	innerCtx, stopping := shutdown.WithShutdown(ctx)
 	t := newTasks(cancel)
+	t.fence.kill = func() { t.killAll(ctx) }
 	inner, err := task.NewTaskService(innerCtx, t, stopping)
 	if err != nil {
 		return fmt.Errorf("start task service: %w", err)

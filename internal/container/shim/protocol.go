@@ -64,6 +64,8 @@ type Exit struct {
 	Code int       `json:"code"` // 128+n when signal n ended it
 	At   time.Time `json:"at"`
 	OOM  bool      `json:"oom"` // the kernel killed one of its processes for memory
+
+	Fenced bool `json:"fenced,omitempty"` // the shim killed it because its node was cut off
 }
 
 // ReadExit reads the exit record of a bundle. The error is os.ErrNotExist while the
@@ -96,14 +98,16 @@ func WriteExit(bundle string, exit Exit) error {
 
 // hello is the first line a client sends on the stream socket.
 type hello struct {
-	Op        string `json:"op"` // "events" or "attach"
-	Container string `json:"container,omitempty"`
-	Stdin     bool   `json:"stdin,omitempty"`
+	Op        string        `json:"op"` // "events", "attach" or "fence"
+	Container string        `json:"container,omitempty"`
+	Stdin     bool          `json:"stdin,omitempty"`
+	At        time.Duration `json:"at,omitempty"` // of a fence: nanoseconds since the boot; 0 is never
 }
 
 // reply is the line that answers a hello.
 type reply struct {
 	Error string `json:"error,omitempty"`
+	Fired bool   `json:"fired,omitempty"` // the fence's time has passed
 }
 
 // The types of an Event.

@@ -53,6 +53,8 @@ func serveStream(ctx context.Context, conn net.Conn, t *tasks) {
 	switch greeting.Op {
 	case "events":
 		serveEvents(conn, t)
+	case "fence":
+		serveFence(conn, t, greeting)
 	case "attach":
 		serveAttach(ctx, conn, reader, t, greeting)
 	}

@@ -16,6 +16,9 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
+// exitKilled is the exit code of what SIGKILL ended.
+const exitKilled = 137
+
 // drainLimit bounds the wait for output after a container's end.
 const drainLimit = 2 * time.Second
 
@@ -24,6 +27,7 @@ const drainLimit = 2 * time.Second
 type tasks struct {
 	taskAPI.TTRPCTaskService        // set once, before the first call
 	shutdown                 func() // ends the program
+	fence                    fence
 
 	mu         sync.Mutex // guards the fields below
 	containers map[string]*ctr
@@ -49,6 +53,9 @@ func newTasks(shutdown func()) *tasks {
 
 // Create makes the container. With a LogURI as its stdout the shim takes the streams.
 func (t *tasks) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*taskAPI.CreateTaskResponse, error) {
+	if t.fence.passed() {
+		return nil, errFenced
+	}
 	c := &ctr{bundle: r.Bundle}
 	log, ours, err := parseLogURI(r.Stdout)
 	if err != nil {
@@ -85,6 +92,14 @@ func (t *tasks) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*task
 	c.cgroup = cgroup
 	t.mu.Unlock()
 	return response, nil
+}
+
+// Start runs a container or an exec process, unless the pod was fenced.
+func (t *tasks) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.StartResponse, error) {
+	if t.fence.passed() {
+		return nil, errFenced
+	}
+	return t.TTRPCTaskService.Start(ctx, r)
 }
 
 // Delete removes a container or an exec process.
@@ -173,6 +188,7 @@ func (t *tasks) exited(id string, exit Exit) {
 	t.mu.Lock()
 	exit.OOM = c.oom
 	t.mu.Unlock()
+	exit.Fenced = exit.Code == exitKilled && t.fence.passed()
 	// Should the record be lost, the event and the task's own state still say it.
 	_ = WriteExit(c.bundle, exit)
 	t.mu.Lock()
