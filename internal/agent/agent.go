@@ -23,6 +23,7 @@ import (
 	"gantry.dev/gantry/internal/agent/device"
 	"gantry.dev/gantry/internal/agent/stats"
 	"gantry.dev/gantry/internal/container"
+	"gantry.dev/gantry/internal/heartbeat"
 	"gantry.dev/gantry/internal/volume"
 )
 
@@ -138,6 +139,12 @@ type Options struct {
 	NodeTaints   []corev1.Taint    // set when the node registers
 	InstanceType string            // node.kubernetes.io/instance-type
 	KubeletPort  int32             // default 10250
+	// Heartbeats lists the servers that the node sends heartbeats to; nil sends none: its Lease tells alone.
+	Heartbeats func() []heartbeat.Server
+	// FenceDeadline is how long fenced pods go on after the last heartbeat that a leading server answered; default
+	// heartbeat.DefaultDeadline.
+	FenceDeadline time.Duration
+	Clock         func() time.Duration // time since the boot, for deadlines; default heartbeat.BootClock
 	// Gateway is what the node's gateway counts, for /metrics/gateway; nil: there is none.
 	Gateway func(ctx context.Context) ([]byte, error)
 	// KeepLogs takes the logs of pods that are gone; nil: they are removed.
@@ -199,6 +206,10 @@ func (o *Options) complete() error {
 	o.ImageLowPercent = cmp.Or(o.ImageLowPercent, 80)
 	o.ImageMinAge = cmp.Or(o.ImageMinAge, 2*time.Minute)
 	o.Eviction.complete()
+	o.FenceDeadline = cmp.Or(o.FenceDeadline, heartbeat.DefaultDeadline)
+	if o.Clock == nil {
+		o.Clock = heartbeat.BootClock
+	}
 	o.ParallelPulls = cmp.Or(o.ParallelPulls, 4)
 	o.StatusWriters = cmp.Or(o.StatusWriters, 4)
 	if o.DiskUsage == nil {
@@ -245,6 +256,7 @@ type Agent struct {
 	pressure *pressure
 	shutdown *shutdown
 	unused   *unusedImages
+	fence    *fence
 	node     atomic.Pointer[corev1.Node] // the newest; nil until the API has told
 
 	podCIDRs   atomic.Pointer[[]string]  // of the node; nil until the API has assigned them
@@ -312,6 +324,7 @@ func New(parts Parts, opts Options) (*Agent, error) {
 	a.classes = newClasses(a)
 	a.pressure = newPressure(a)
 	a.shutdown = newShutdown(a)
+	a.fence = newFence(a)
 	a.stats, err = newStats(a)
 	return a, err
 }
@@ -342,6 +355,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.classes != nil {
 		a.classes.prepare()
 		a.spawn(a.classes.run)
+	}
+	if a.opts.Heartbeats != nil {
+		a.spawn(a.fence.run)
+		group.Go(func() error { return a.runHeartbeats(ctx) })
 	}
 	group.Go(func() error { return a.dispatchRuntimeEvents(ctx, runtimeEvents) })
 	a.recallRanges()

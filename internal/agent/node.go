@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/durable"
+	"gantry.dev/gantry/internal/heartbeat"
 	"gantry.dev/gantry/internal/lifecycle"
 )
 
@@ -130,6 +131,15 @@ func (a *Agent) nodeLabels() map[string]string {
 	return labels
 }
 
+// nodeAnnotations are those the agent gives its node.
+func (a *Agent) nodeAnnotations() map[string]string {
+	annotations := map[string]string{"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
+	if a.opts.Heartbeats != nil {
+		annotations[heartbeat.NodeAnnotation] = heartbeat.Every.String()
+	}
+	return annotations
+}
+
 // register creates the Node, or brings the labels of the one that is there up to date.
 func (a *Agent) register(ctx context.Context) error {
 	var node corev1.Node
@@ -138,7 +148,7 @@ func (a *Agent) register(ctx context.Context) error {
 		node = corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{
 				Name: a.opts.NodeName, UID: a.opts.NodeUID, Labels: a.nodeLabels(),
-				Annotations: map[string]string{"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+				Annotations: a.nodeAnnotations(),
 			},
 			Spec: corev1.NodeSpec{Taints: a.opts.NodeTaints},
 		}
@@ -162,10 +172,16 @@ func (a *Agent) register(ctx context.Context) error {
 			missing[k] = v
 		}
 	}
-	if len(missing) == 0 {
+	changed := map[string]string{}
+	for k, v := range a.nodeAnnotations() {
+		if _, there := node.Annotations[k]; !there {
+			changed[k] = v
+		}
+	}
+	if len(missing)+len(changed) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing, "annotations": changed}})
 	if err != nil {
 		return fmt.Errorf("making the label patch: %w", err)
 	}

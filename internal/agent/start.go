@@ -86,6 +86,9 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, c *corev1.Container
 	}
 	maps.Copy(annotations, config.Annotations)
 	config.Annotations = annotations
+	if err := a.fence.guard(ctx, w); err != nil {
+		return fail("CutOff", err)
+	}
 	id, err := a.runtime.CreateContainer(ctx, config)
 	if err != nil {
 		w.sandbox = false // it may be the sandbox that is broken: it is ensured again first

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/agent/podstatus"
+	"gantry.dev/gantry/internal/heartbeat"
 )
 
 // statusWriter writes pod statuses to the API. Only the newest of a pod is written, so a burst
@@ -162,7 +163,7 @@ func merge(current *corev1.Pod, status corev1.PodStatus) corev1.PodStatus {
 	own := func(c corev1.PodCondition) bool {
 		switch c.Type {
 		case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReadyToStartContainers,
-			corev1.PodResizePending, corev1.PodResizeInProgress, conditionListening:
+			corev1.PodResizePending, corev1.PodResizeInProgress, conditionListening, heartbeat.ConditionFenced:
 			return true
 		case corev1.DisruptionTarget:
 			return ends

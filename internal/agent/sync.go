@@ -99,6 +99,9 @@ func (w *worker) observe(ctx context.Context, pod *corev1.Pod) error {
 		// when it is ensured before the next start.
 		w.observed.HasSandbox = true
 	}
+	if wasFenced(s.Containers) {
+		w.endFenced()
+	}
 	for i := range s.Containers {
 		c := &s.Containers[i]
 		if c.State == container.StateExited && c.Message == "" {
@@ -159,6 +162,9 @@ func (w *worker) report(pod *corev1.Pod, ended bool) corev1.PodStatus {
 	})
 	if listens := w.listening(pod, ready); listens != nil {
 		status.Conditions = append(status.Conditions, *listens)
+	}
+	if fenced := w.fencedCondition(); fenced != nil {
+		status.Conditions = append(status.Conditions, *fenced)
 	}
 	w.mu.Lock()
 	w.reported = &status
@@ -375,6 +381,13 @@ func (w *worker) makeSandbox(ctx context.Context, pod *corev1.Pod) error {
 				return err
 			}
 		}
+		if w.cutOff, err = w.lookUpCutOff(ctx, pod, spec.Runtime); err != nil {
+			return err
+		}
+		delete(spec.Annotations, annotationCutOff)
+		if w.cutOff != cutOffKeep {
+			spec.Annotations[annotationCutOff] = string(w.cutOff)
+		}
 		return a.runtime.EnsureSandbox(ctx, spec)
 	}()
 	if err != nil {
@@ -433,6 +446,9 @@ func (w *worker) sandboxSpec(pod *corev1.Pod) container.Sandbox {
 	if w.static.Name != "" {
 		s.Annotations[annotationSource] = sourceFile
 	}
+	if w.cutOff != cutOffKeep {
+		s.Annotations[annotationCutOff] = string(w.cutOff)
+	}
 	if text, err := w.resize.record.Text(); err == nil {
 		s.Annotations[resize.Annotation] = text
 	}
@@ -481,6 +497,7 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, removed bool) (
 			return 0, err
 		}
 		w.cleaned = true
+		a.fence.drop(w.uid)
 		close(w.ended)
 		a.classesChanged()
 		a.roomChanged()

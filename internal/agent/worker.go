@@ -84,6 +84,8 @@ type worker struct {
 	counted    bool                     // admitted, with what resize says
 	resize     resizeState
 
+	cutOff cutOff // what becomes of the pod when the node is cut off; set with its sandbox
+
 	listens     *corev1.PodCondition // where the pod of an application listens
 	listensOf   int                  // the process that was looked at for it
 	listenAgain bool                 // it is looked at again
@@ -117,6 +119,8 @@ func (w *worker) adopt(s container.SandboxStatus) {
 	w.handler = &s.Sandbox.Runtime
 	w.adoptResize(s.Sandbox)
 	w.agent.countLocked(w, w.resize.record.Granted)
+	w.cutOff = cutOff(s.Sandbox.Annotations[annotationCutOff])
+	w.agent.fence.adopt(w)
 	if path := s.Sandbox.NetNSPath; path != "" {
 		w.namespace.Store(&path)
 	}
@@ -136,10 +140,24 @@ func (w *worker) update(pod *corev1.Pod) {
 	if stopsSooner(before, pod) && w.cancel != nil {
 		w.cancel()
 	}
+	reported := w.reported
 	w.mu.Unlock()
 	if before == pod || concerns(before, pod) {
 		w.notify()
 	}
+	if reported != nil && readiness(&pod.Status) != readiness(&before.Status) && readiness(&pod.Status) != readiness(reported) {
+		w.agent.statuses.again(w.uid) // a server thought that the node was lost
+	}
+}
+
+// readiness is what a status says of its pod's readiness.
+func readiness(status *corev1.PodStatus) corev1.ConditionStatus {
+	for i := range status.Conditions {
+		if status.Conditions[i].Type == corev1.PodReady {
+			return status.Conditions[i].Status
+		}
+	}
+	return ""
 }
 
 // concerns reports whether a change is of interest: everything but what the agent wrote itself.

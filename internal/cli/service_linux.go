@@ -117,6 +117,8 @@ func serviceArgs(c config.Config) []string {
 	if len(c.UnsafeSysctls) > 0 {
 		add(config.KeyUnsafeSysctls, strings.Join(c.UnsafeSysctls, ","))
 	}
+	add(config.KeyNotReadySeconds, fmt.Sprint(c.Tolerations.NotReady))
+	add(config.KeyUnreachableSeconds, fmt.Sprint(c.Tolerations.Unreachable))
 	add(config.KeyLogLevel, strings.ToLower(c.LogLevel.String()))
 	add(config.KeyLogFormat, c.LogFormat)
 	addGateway(c, add)

@@ -119,6 +119,19 @@ func TestLoadBalancer(t *testing.T) {
 	}
 }
 
+func TestTolerations(t *testing.T) {
+	for value, want := range map[string]int64{"": 1, "0": 0, "300": 300, "-1": -1, "5m": -1} {
+		var args []string
+		if value != "" {
+			args = []string{"--default-unreachable-toleration-seconds=" + value}
+		}
+		got, err := load(t, args, nil, nil)
+		if (err != nil) != (want < 0) || err == nil && (got.Tolerations.Unreachable != want || got.Tolerations.NotReady != 1) {
+			t.Errorf("%q: %+v, %v; want %d s", value, got.Tolerations, err, want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args, env []string

@@ -26,11 +26,13 @@ const DefaultDeadline = 10 * time.Second
 
 // ConditionFenced of a pod says that its node kills it when no leading server hears the node, before its identity is
 // given away. With ReasonSharedStorage the pod writes to storage that another node can reach too: a machine that was
-// paused as a whole would go on writing for a moment, so its identity is never given away by time alone.
+// paused as a whole would go on writing for a moment, so its identity is never given away by time alone. False with
+// ReasonLocalVolume says that only this node can run the pod: it waits for the node.
 const (
 	ConditionFenced     = "gantry.dev/fenced"
 	ReasonSharedStorage = "SharedStorage"
 	ReasonIdentity      = "Identity"
+	ReasonLocalVolume   = "LocalVolume"
 )
 
 // maxDeadline bounds what a node may say of its deadline; maxText bounds its names.
@@ -50,7 +52,7 @@ type Beat struct {
 }
 
 // Check says what is wrong with a beat that came from outside.
-func (b *Beat) Check() error {
+func (b Beat) Check() error {
 	switch {
 	case b.Name == "" || len(b.Name) > maxText || len(b.BootID) > maxText:
 		return fmt.Errorf("a heartbeat needs a name, and no text over %d bytes", maxText)
@@ -63,7 +65,7 @@ func (b *Beat) Check() error {
 }
 
 // Fence is FenceMillis as a duration.
-func (b *Beat) Fence() time.Duration { return time.Duration(b.FenceMillis) * time.Millisecond }
+func (b Beat) Fence() time.Duration { return time.Duration(b.FenceMillis) * time.Millisecond }
 
 // Answer is what a server says.
 type Answer struct {

@@ -27,6 +27,8 @@ type Options struct {
 	Timeout time.Duration // of one beat; default 1s
 	// Servers lists where beats go; it is asked before each round. Required.
 	Servers func() []Server
+	// Leaving says what beats say when Run ends; default LeavingRestart.
+	Leaving func() string
 	// Fence says what the node's fenced pods do, as Beat.FenceMillis; nil: there are none.
 	Fence func() time.Duration
 	// Answered is told of each answer, with the beat it belongs to and when that was begun to be sent, and must be
@@ -47,6 +49,9 @@ func NewSender(opts Options) (*Sender, error) {
 	}
 	opts.Every = cmp.Or(opts.Every, Every)
 	opts.Timeout = cmp.Or(opts.Timeout, time.Second)
+	if opts.Leaving == nil {
+		opts.Leaving = func() string { return LeavingRestart }
+	}
 	if opts.Fence == nil {
 		opts.Fence = func() time.Duration { return 0 }
 	}
@@ -119,7 +124,7 @@ func (l *line) run(ctx, whole context.Context) {
 		select {
 		case <-ctx.Done():
 			if whole.Err() != nil {
-				l.beat(context.WithoutCancel(ctx), LeavingRestart)
+				l.beat(context.WithoutCancel(ctx), l.sender.opts.Leaving())
 			}
 			return
 		case <-ticker.C:

@@ -144,10 +144,10 @@ func (cp *ControlPlane) clusterControllers() []made {
 			return gc.New(c, i, r, gc.Options{Kinds: kinds, Changed: cp.registry.Changed, Log: log})
 		}},
 		{"node-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
-			return nodecontroller.New(c, i, r, nodecontroller.Options{ClusterCIDR: cp.opts.PodCIDR, Log: log})
+			return nodecontroller.New(c, i, r, nodecontroller.Options{ClusterCIDR: cp.opts.PodCIDR, Heartbeats: cp.heartbeats, Log: log})
 		}},
 		{"node-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
-			return nodecontroller.NewEvictor(c, i, cp.Events(events.Source{Component: "taint-eviction-controller"}), nodecontroller.EvictorOptions{Log: log})
+			return nodecontroller.NewEvictor(c, i, cp.Events(events.Source{Component: "taint-eviction-controller"}), nodecontroller.EvictorOptions{DefaultSeconds: cp.tolerations().Unreachable, Log: log})
 		}},
 		{"resourcequota-controller", func(c *client.Client, i *client.Cache, _ *events.Recorder) (runner, error) {
 			return quota.New(c, i, quota.Options{Counter: cp.admission.Counter(), Log: log})

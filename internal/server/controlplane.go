@@ -32,6 +32,7 @@ import (
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
+	nodecontroller "gantry.dev/gantry/internal/controller/node"
 	"gantry.dev/gantry/internal/events"
 	"gantry.dev/gantry/internal/images"
 	"gantry.dev/gantry/internal/platform/build"
@@ -102,9 +103,10 @@ type ControlPlane struct {
 	metrics    *prometheus.Registry
 	images     *images.Store     // nil: no registry
 	collector  *images.Collector // set before controlled is closed; nil without registry
-	serving    chan struct{}     // closed when requests are answered
-	ready      chan struct{}     // closed when the cluster's own objects are there
-	controlled chan struct{}     // closed when the controllers have begun
+	heartbeats *nodecontroller.Heartbeats
+	serving    chan struct{} // closed when requests are answered
+	ready      chan struct{} // closed when the cluster's own objects are there
+	controlled chan struct{} // closed when the controllers have begun
 	// gatewayServed is closed when the Gateway API's kinds are served; never without a gateway.
 	gatewayServed chan struct{}
 	buildLogs     atomic.Pointer[build.Controller]
@@ -142,6 +144,9 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}), gatewayServed: make(chan struct{}),
 		platform: make(chan struct{}),
 	}
+	if cp.heartbeats, err = nodecontroller.NewHeartbeats(nodecontroller.HeartbeatOptions{}); err != nil {
+		return nil, err
+	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
 		RuntimeConfig: opts.RuntimeConfig, ServeMetrics: opts.Metrics != nil || opts.AgentTransport != nil,
@@ -170,10 +175,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 // wireAPI makes what reads the cluster through the registry, and the HTTP layer over all.
 func (cp *ControlPlane) wireAPI() error {
 	var err error
-	tolerations := config.DefaultTolerations()
-	if cp.opts.Tolerations != nil {
-		tolerations = *cp.opts.Tolerations
-	}
+	tolerations := cp.tolerations()
 	cp.admission, err = admission.New(admission.Options{
 		Registry: cp.registry, Authorizer: cp.authorizer, Client: cp.admin,
 		NotReadySeconds: &tolerations.NotReady, UnreachableSeconds: &tolerations.Unreachable,
@@ -239,6 +241,14 @@ func (cp *ControlPlane) wireAPI() error {
 	return err
 }
 
+// tolerations are those of pods that say nothing.
+func (cp *ControlPlane) tolerations() config.Tolerations {
+	if cp.opts.Tolerations != nil {
+		return *cp.opts.Tolerations
+	}
+	return config.DefaultTolerations()
+}
+
 // usage is what metrics.k8s.io tells.
 func (cp *ControlPlane) usage() (registry.Metrics, error) {
 	if cp.opts.Metrics != nil || cp.opts.AgentTransport == nil {
@@ -268,7 +278,7 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 
 // Handler is the API.
 func (cp *ControlPlane) Handler() http.Handler {
-	return cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler)))
+	return cp.withHeartbeats(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler))))
 }
 
 // Serving is closed when requests are answered.

@@ -189,6 +189,7 @@ func (n *node) buildAgent() error {
 		ImageAccess: n.opts.cluster.mayPull, Confirmed: n.opts.cluster.confirmed,
 		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	}
+	opts.Heartbeats = n.opts.cluster.heartbeats
 	if !c.Gateway.Off && n.opts.controlPlane != nil {
 		opts.Gateway = gatewayCounts(edgeSocket(c))
 	}

@@ -15,6 +15,7 @@ import (
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/container/containerd"
+	"gantry.dev/gantry/internal/heartbeat"
 	"gantry.dev/gantry/internal/informer"
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/pki"
@@ -47,6 +48,8 @@ type nodeCluster interface {
 	allows(ctx context.Context, attributes authorizer.Attributes) bool
 	// node is the node's object as it is known; nil is not at all.
 	node(ctx context.Context) *corev1.Node
+	// heartbeats are the servers that the node says to that it is alive.
+	heartbeats() []heartbeat.Server
 	// confirmed waits until the pods that the agent was told of are those that the API has now.
 	confirmed(ctx context.Context) error
 }
@@ -138,6 +141,10 @@ func (l localCluster) node(ctx context.Context) *corev1.Node {
 		return nil
 	}
 	return obj
+}
+
+func (l localCluster) heartbeats() []heartbeat.Server {
+	return []heartbeat.Server{heartbeat.Local{Take: l.cp.Heartbeat}}
 }
 
 func (l localCluster) confirmed(context.Context) error { return nil }

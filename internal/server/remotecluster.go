@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
 	"net/http"
 	"strings"
@@ -19,8 +20,10 @@ import (
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/container/containerd"
+	"gantry.dev/gantry/internal/heartbeat"
 	"gantry.dev/gantry/internal/images"
 	"gantry.dev/gantry/internal/informer"
+	"gantry.dev/gantry/internal/join"
 	"gantry.dev/gantry/internal/network/routes"
 	"gantry.dev/gantry/internal/remote"
 )
@@ -38,6 +41,8 @@ const (
 type remoteCluster struct {
 	cluster   *remote.Cluster
 	transport http.RoundTripper // to the servers, as this node
+	servers   *join.Servers
+	tls       func() *tls.Config // towards each of them, as this node
 
 	tokens reviews[user.Info]
 	rights reviews[bool]
@@ -67,6 +72,14 @@ func (c *remoteCluster) mayPull(ctx context.Context, pod *corev1.Pod, ref string
 }
 
 func (c *remoteCluster) node(context.Context) *corev1.Node { return c.cluster.Node() }
+
+func (c *remoteCluster) heartbeats() []heartbeat.Server {
+	var out []heartbeat.Server
+	for _, address := range c.servers.List() {
+		out = append(out, heartbeat.NewRemote(address, c.tls))
+	}
+	return out
+}
 
 func (c *remoteCluster) confirmed(ctx context.Context) error { return c.cluster.Confirmed(ctx) }
 

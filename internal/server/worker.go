@@ -182,7 +182,7 @@ func upWorker(ctx context.Context, opts UpOptions, member join.Membership) error
 	}
 	node, err := newNode(nodeOptions{
 		config: c, identity: opts.Identity, nodeIP: c.NodeIP, serving: keeper.ServerTLS(), programs: embedded,
-		cluster: &remoteCluster{cluster: cluster, transport: transport}, steps: opts.Steps, logger: opts.Logger,
+		cluster: &remoteCluster{cluster: cluster, transport: transport, servers: servers, tls: keeper.ClientTLS}, steps: opts.Steps, logger: opts.Logger,
 	})
 	if err != nil {
 		return err

@@ -76,7 +76,9 @@ func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) {
 }
 
 // buckets is what a read transaction of the database offers.
-type buckets interface{ Bucket(name []byte) *bolt.Bucket }
+type buckets interface {
+	Bucket(name []byte) *bolt.Bucket
+}
 
 // revisionOf reads the last revision from the database itself: what the store says may be newer or older.
 func revisionOf(tx any) (int64, error) {

@@ -36,6 +36,8 @@ type Runtime struct {
 	// Delay is how long making a sandbox, starting a container and removing a sandbox take.
 	SandboxTakes, StartTakes, RemoveTakes time.Duration
 
+	start time.Time // constant
+
 	mu        sync.Mutex // guards the fields below
 	next      int
 	sandboxes map[string]*sandbox
@@ -44,6 +46,8 @@ type Runtime struct {
 	starts    []string // names of containers in the order they were started
 	cgroups   map[string]container.Resources
 	writes    []string // of limits
+	fences    map[string]*time.Timer
+	fired     map[string]bool
 }
 
 type sandbox struct {
@@ -62,7 +66,8 @@ type record struct {
 
 // NewRuntime makes an empty runtime.
 func NewRuntime() *Runtime {
-	return &Runtime{sandboxes: map[string]*sandbox{}, listeners: map[chan container.Event]bool{}, failures: map[string]error{}}
+	return &Runtime{sandboxes: map[string]*sandbox{}, listeners: map[chan container.Event]bool{}, failures: map[string]error{},
+		fences: map[string]*time.Timer{}, fired: map[string]bool{}, start: time.Now()}
 }
 
 // Fail makes calls of a method fail with err until it is set to nil.
@@ -118,6 +123,53 @@ func (r *Runtime) RemoveSandbox(ctx context.Context, id string) error {
 	}
 	delete(r.sandboxes, id)
 	return nil
+}
+
+// Fence implements the agent's Fencer in the time of SinceStart.
+func (r *Runtime) Fence(_ context.Context, id string, at time.Duration) (fired bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.failures["Fence"]; err != nil {
+		return false, err
+	}
+	if r.sandboxes[id] == nil {
+		return false, nil
+	}
+	if r.fired[id] {
+		return true, nil
+	}
+	if timer := r.fences[id]; timer != nil {
+		timer.Stop()
+	}
+	delete(r.fences, id)
+	if at != 0 {
+		r.fences[id] = time.AfterFunc(at-r.SinceStart(), func() { r.fire(id) })
+	}
+	return false, nil
+}
+
+// SinceStart is the clock of deadlines: the time since the runtime was made.
+func (r *Runtime) SinceStart() time.Duration { return time.Since(r.start) + time.Second }
+
+// Fenced says whether a sandbox holds a deadline.
+func (r *Runtime) Fenced(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fences[id] != nil
+}
+
+// fire kills a sandbox whose deadline has passed.
+func (r *Runtime) fire(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sandboxes[id]
+	if s == nil {
+		return
+	}
+	r.fired[id] = true
+	for _, c := range s.containers {
+		r.endLocked(c, 137, container.ReasonFenced)
+	}
 }
 
 // List implements the runtime.

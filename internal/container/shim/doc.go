@@ -6,6 +6,6 @@
 // containerd defines it. Around it this package adds three things: a stdio scheme that
 // makes the shim write the log itself (LogURI), a record of how each container ended in
 // its bundle (ExitFile), and a second socket for what ttrpc's calls are no fit for: a
-// stream of events, and attach (Dial). Start at Main. It imports as little as it can,
+// stream of events, attach, and the deadline at which it kills the pod (Fence). Start at Main. It imports as little as it can,
 // because every pod pays for it in memory.
 package shim

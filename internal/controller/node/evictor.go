@@ -22,6 +22,9 @@ import (
 type EvictorOptions struct {
 	Workers int          // nodes at once; default 4
 	Log     *slog.Logger // default: discard
+	// DefaultSeconds is how long pods that say nothing tolerate that their node is unreachable. Pods with such a toleration
+	// that no other node could run are not evicted.
+	DefaultSeconds int64
 }
 
 // Evictor deletes the pods that do not tolerate a NoExecute taint of their node, each
@@ -31,6 +34,7 @@ type Evictor struct {
 	informers controller.Informers
 	recorder  controller.Recorder
 	loop      *controller.Loop
+	unsaid    int64 // seconds of a toleration that the pod was given by default
 
 	mu      sync.Mutex // guards the fields below
 	tainted map[string]bool
@@ -39,7 +43,7 @@ type Evictor struct {
 
 // NewEvictor checks opts and returns an evictor that has started nothing; call Run.
 func NewEvictor(c client.Client, informers controller.Informers, recorder controller.Recorder, opts EvictorOptions) (*Evictor, error) {
-	e := &Evictor{client: c, informers: informers, recorder: recorder, tainted: map[string]bool{}, since: map[string]map[types.UID]time.Time{}}
+	e := &Evictor{unsaid: opts.DefaultSeconds, client: c, informers: informers, recorder: recorder, tainted: map[string]bool{}, since: map[string]map[types.UID]time.Time{}}
 	loop, err := controller.NewLoop(controller.LoopOptions{Name: "taint-eviction", Workers: opts.Workers, Log: opts.Log, Reconcile: e.reconcile})
 	if err != nil {
 		return nil, err
@@ -129,7 +133,7 @@ func (e *Evictor) due(node *corev1.Node, pods []corev1.Pod, now time.Time, next 
 		if pod.DeletionTimestamp != nil {
 			continue
 		}
-		v := planEviction(node.Spec.Taints, pod.Spec.Tolerations)
+		v := planEviction(patience(node.Spec.Taints, pod, e.unsaid), pod.Spec.Tolerations)
 		since, counting := before[pod.UID]
 		if v.tolerates {
 			if counting {

@@ -403,7 +403,7 @@ func inBeatingWorld(t *testing.T, nodes int, pods []client.Object, f func(b *bea
 		if err != nil {
 			t.Fatal(err)
 		}
-		evictor, err := NewEvictor(c, c, &notes{}, EvictorOptions{})
+		evictor, err := NewEvictor(c, c, &notes{}, EvictorOptions{DefaultSeconds: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -504,6 +504,30 @@ func TestAFlappingNode(t *testing.T) {
 		wait(time.Minute)
 		if taints := get(t, b, "n1").Spec.Taints; len(taints) > 0 {
 			t.Errorf("after a minute of quiet it has taints %v", taints)
+		}
+	})
+}
+
+// A pod that only its node can run waits for it, unless the pod itself says otherwise or somebody declares the node to be off.
+func TestPodsThatWaitForTheirNode(t *testing.T) {
+	local := corev1.PodCondition{Type: heartbeat.ConditionFenced, Status: corev1.ConditionFalse, Reason: heartbeat.ReasonLocalVolume}
+	said := podOn("n1", "said", local)
+	*said.Spec.Tolerations[0].TolerationSeconds = 5
+	inBeatingWorld(t, 3, []client.Object{podOn("n1", "waits", local), said}, func(b *beating) {
+		evicted := func(name string) bool { return b.pod(t, name).DeletionTimestamp != nil }
+		b.silence("n1")
+		wait(time.Minute)
+		if evicted("waits") || !evicted("said") {
+			t.Errorf("waits is evicted: %t, want false; said is: %t, want true", evicted("waits"), evicted("said"))
+		}
+		off := get(t, b, "n1")
+		off.Spec.Taints = append(off.Spec.Taints, corev1.Taint{Key: corev1.TaintNodeOutOfService, Effect: corev1.TaintEffectNoExecute})
+		if err := b.Update(t.Context(), off); err != nil {
+			t.Fatal(err)
+		}
+		wait(time.Second)
+		if !evicted("waits") {
+			t.Error("on a node that is out of service the pod is not evicted")
 		}
 	})
 }

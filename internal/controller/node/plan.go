@@ -212,3 +212,20 @@ func releasable(pod *corev1.Pod) bool {
 	c := controller.PodCondition(pod, heartbeat.ConditionFenced)
 	return pod.DeletionTimestamp != nil && c != nil && c.Status == corev1.ConditionTrue && c.Reason != heartbeat.ReasonSharedStorage
 }
+
+// patience leaves out the taint of an unreachable node for a pod that no other node could run and that has not said itself
+// how long it tolerates that: to delete it would only restart it when the node is heard again.
+func patience(taints []corev1.Taint, pod *corev1.Pod, unsaid int64) []corev1.Taint {
+	c := controller.PodCondition(pod, heartbeat.ConditionFenced)
+	if c == nil || c.Status != corev1.ConditionFalse || c.Reason != heartbeat.ReasonLocalVolume {
+		return taints
+	}
+	said := slices.ContainsFunc(pod.Spec.Tolerations, func(t corev1.Toleration) bool {
+		unreachable := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute}
+		return covers(&t, &unreachable) && (t.TolerationSeconds == nil || *t.TolerationSeconds != unsaid)
+	})
+	if said {
+		return taints
+	}
+	return slices.DeleteFunc(slices.Clone(taints), func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeUnreachable })
+}

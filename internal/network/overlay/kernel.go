@@ -35,7 +35,7 @@ type kernel struct {
 	nl      *netlink.Handle
 	cluster netip.Prefix
 	rules   ruleset // what was written last; zero before
-	peers   bool         // whether the last plan had any path
+	peers   bool    // whether the last plan had any path
 }
 
 func newKernel(cluster netip.Prefix) (*kernel, error) {

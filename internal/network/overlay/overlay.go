@@ -35,14 +35,14 @@ type Nodes interface {
 
 // Options tunes an Overlay.
 type Options struct {
-	NodeName    string        // of this machine; required
-	ClusterCIDR netip.Prefix  // all pods of the cluster; required
-	TunnelOnly  bool          // use the tunnel also where machines share a link
-	MinInterval time.Duration // between two looks at the Nodes; default 50ms
-	RetryDelay  time.Duration // after an error; default 1s
-	Resync      time.Duration // between looks at the kernel while there are other machines; default 30s
+	NodeName    string                    // of this machine; required
+	ClusterCIDR netip.Prefix              // all pods of the cluster; required
+	TunnelOnly  bool                      // use the tunnel also where machines share a link
+	MinInterval time.Duration             // between two looks at the Nodes; default 50ms
+	RetryDelay  time.Duration             // after an error; default 1s
+	Resync      time.Duration             // between looks at the kernel while there are other machines; default 30s
 	OnTunnel    func(ctx context.Context) // called each time the tunnel was needed first; may be nil
-	Logger      *slog.Logger  // default: discards
+	Logger      *slog.Logger              // default: discards
 }
 
 // Overlay keeps the ways from this machine to the pods of all others.
