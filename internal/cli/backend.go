@@ -31,6 +31,8 @@ type Backend struct {
 	Registry *Registry
 	// ProbeImage puts the image of "gantry network check" into a cluster's registry, for a project, and returns its name.
 	ProbeImage func(ctx context.Context, cluster *rest.Config, project string) (string, error)
+	// Backups works on backups without a cluster.
+	Backups *Backups
 	// Plan says what documents would do to a cluster, WhyPod why a pod is where it is.
 	Plan   func(ctx context.Context, run PlanRequest) (Answer, error)
 	WhyPod func(ctx context.Context, cluster *rest.Config, project, name string) (Answer, error)

@@ -82,6 +82,10 @@ func (a *app) root() *cobra.Command {
 	if a.backend.ProbeImage != nil {
 		root.AddCommand(a.networkCommand())
 	}
+	root.AddCommand(a.backupCommand())
+	if a.backend.Backups != nil {
+		root.AddCommand(a.restoreCommand())
+	}
 	root.AddGroup(&cobra.Group{ID: groupApplication, Title: "Application (this folder's, or APP, or -a APP):"})
 	root.AddCommand(a.applicationCommands()...)
 	return root

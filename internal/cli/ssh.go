@@ -56,7 +56,9 @@ const sshVariable = "GANTRY_SSH_COMMAND"
 
 // settings is the environment as settings read it.
 func (a *app) settings() []string {
-	return slices.DeleteFunc(slices.Clone(a.env.Environ), func(entry string) bool { return strings.HasPrefix(entry, sshVariable+"=") })
+	return slices.DeleteFunc(slices.Clone(a.env.Environ), func(entry string) bool {
+		return strings.HasPrefix(entry, sshVariable+"=") || strings.HasPrefix(entry, recoveryKeyVariable+"=")
+	})
 }
 
 // sshCommand runs the system's ssh, so that keys, agent, settings and known hosts are those that the user has. Without a terminal it

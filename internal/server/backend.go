@@ -29,7 +29,8 @@ func Backend() cli.Backend {
 		},
 		Down:   func(ctx context.Context, run cli.DownRequest) error { return Down(ctx, run.Config, run.Steps) },
 		Doctor: doctor, ProbeImage: probeImage,
-		Images: &cli.Images{Load: loadImages, List: listImages, Remove: removeImage, Build: buildImage},
+		Images:  &cli.Images{Load: loadImages, List: listImages, Remove: removeImage, Build: buildImage},
+		Backups: &cli.Backups{Restore: restore, Verify: verifyBackup},
 		Registry: &cli.Registry{
 			PushFile: pushFile, PushLocal: pushLocal, List: listRegistry, Remove: removeFromRegistry, Prune: pruneRegistry,
 		},

@@ -82,6 +82,7 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 	}
 	run("platform", cp.runPlatform)
 	run("addons", cp.runAddons)
+	run("backups", cp.runBackups)
 	if cp.opts.NoScheduler {
 		return nil
 	}

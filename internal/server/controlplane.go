@@ -79,6 +79,8 @@ type ControlPlaneOptions struct {
 	ImagesDir string
 	// GitDir is where the repositories lie that people push to; "" takes no pushes.
 	GitDir string
+	// Backup says where the rest of a backup lies; nil: none are made.
+	Backup *BackupOptions
 }
 
 // ControlPlane is store, API, controllers and scheduler: the part of a cluster that needs no
@@ -278,7 +280,7 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 
 // Handler is the API.
 func (cp *ControlPlane) Handler() http.Handler {
-	return cp.withHeartbeats(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler))))
+	return cp.withHeartbeats(cp.withBackup(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler)))))
 }
 
 // Serving is closed when requests are answered.

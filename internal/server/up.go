@@ -59,6 +59,9 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	if !nodeIP.IsValid() {
 		nodeIP = firstPodCIDR(c.PodCIDR).Addr().Next() // the pod bridge's
 	}
+	if err := CheckRestored(c.DataDir); err != nil {
+		return err
+	}
 	for _, dir := range []string{"log", "run"} {
 		if err := os.MkdirAll(c.Path(dir), 0o700); err != nil {
 			return fmt.Errorf("making the data dir: %w", err)
@@ -91,6 +94,10 @@ func upServer(ctx context.Context, opts UpOptions) error {
 		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
 		ImagesDir: c.Path("registry"), GitDir: c.Path("git"),
+		Backup: &BackupOptions{
+			Gantry: opts.Version, Server: opts.Identity.Name, KeysDir: c.Path("pki"), VolumesDir: c.Path("volumes"),
+			Kubeconfig: cmp.Or(c.Kubeconfig, c.Path("admin.kubeconfig")),
+		},
 	})
 	if err != nil {
 		return err
@@ -127,7 +134,8 @@ func upServer(ctx context.Context, opts UpOptions) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
 		},
 		node.unpack,
-		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) })
+		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) },
+		func(ctx context.Context) error { return loadRestored(ctx, cp, &c, opts.Logger) })
 }
 
 // servedAs is the API's certificate.

@@ -61,8 +61,10 @@ func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) {
 		return nil, ctx.Err()
 	}
 	s.shape.RLock() // else making the file smaller would wait for this reader, and everybody for that
+	s.gate.RLock()
 	server := s.member.server
 	inner := server.Backend().Snapshot()
+	s.gate.RUnlock()
 	out := &Snapshot{inner: inner, size: inner.Size(), cluster: server.Cluster().ID().String()}
 	out.close = sync.OnceValue(func() error {
 		defer s.shape.RUnlock()
