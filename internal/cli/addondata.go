@@ -189,7 +189,7 @@ func (a *app) loaded(ctx context.Context, t *addonTarget) error {
 
 func (a *app) addonBackupCommand() *cobra.Command {
 	f := &appFlags{}
-	return parent("backup", "Backups of addons", f.register(&cobra.Command{
+	return parent("backup", "Backups of addons", a.addonBackupNowCommand(), f.register(&cobra.Command{
 		Use: "ls NAME", Short: "List the backups of an addon, the newest first", Args: exactArgs("the addon's NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := a.addonTarget(cmd, f, args[0])
@@ -260,7 +260,7 @@ func (a *app) progressOf(word string) *transfer { return &transfer{app: a, word:
 
 func (t *transfer) add(n int) {
 	t.count += int64(n)
-	if t.app.env.IsTerminal && time.Since(t.shown) > time.Second/2 {
+	if t.app.draws() && time.Since(t.shown) > time.Second/2 {
 		t.shown = time.Now()
 		_, _ = fmt.Fprintf(t.app.env.Stderr, "\r%s %.1f MB", t.word, float64(t.count)/1e6)
 	}
@@ -268,7 +268,7 @@ func (t *transfer) add(n int) {
 
 // end says how much it was.
 func (t *transfer) end() {
-	if t.app.env.IsTerminal {
+	if t.app.draws() {
 		_, _ = fmt.Fprintf(t.app.env.Stderr, "\r%s %.1f MB\n", t.word, float64(t.count)/1e6)
 	}
 }

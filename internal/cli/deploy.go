@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/types"
 
 	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/platform/appfile"
@@ -82,6 +83,7 @@ func (a *app) deployOne(ctx context.Context, t *appTarget, f *deployFlags, reque
 	sink, end := a.show(f.quiet)
 	engine, err := deploy.New(deploy.Options{Cluster: t.cluster, Sink: sink})
 	if err != nil {
+		end()
 		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
@@ -176,7 +178,7 @@ func (a *app) folderRequest(ctx context.Context, t *appTarget, f *deployFlags, f
 			return request, err
 		}
 	}
-	return a.complete(t, f, request, name)
+	return a.complete(ctx, t, f, request, name)
 }
 
 // readSource looks at the source that is built.
@@ -275,7 +277,7 @@ func (a *app) composeRequests(ctx context.Context, t *appTarget, f *deployFlags,
 				return nil, err
 			}
 		}
-		if request, err = a.complete(t, f, request, cmp.Or(f.app, one.Name)); err != nil {
+		if request, err = a.complete(ctx, t, f, request, cmp.Or(f.app, one.Name)); err != nil {
 			return nil, err
 		}
 		out = append(out, request)
@@ -284,7 +286,8 @@ func (a *app) composeRequests(ctx context.Context, t *appTarget, f *deployFlags,
 }
 
 // complete adds what all kinds of deploys have.
-func (a *app) complete(t *appTarget, f *deployFlags, request deploy.Request, name string) (deploy.Request, error) {
+func (a *app) complete(ctx context.Context, t *appTarget, f *deployFlags, request deploy.Request, name string) (deploy.Request, error) {
+	base := name
 	if suffix := cmp.Or(f.stage, f.preview); suffix != "" {
 		name += "-" + suffix
 	}
@@ -303,8 +306,34 @@ func (a *app) complete(t *appTarget, f *deployFlags, request deploy.Request, nam
 		expires := time.Now().Add(ttl)
 		request.Expires = &expires
 		request.Spec.Domains = nil
+		if err := addonsOf(ctx, t, &request.Spec, base); err != nil {
+			return request, err
+		}
 	}
 	return request, nil
+}
+
+// addonsOf gives a preview addons like those that "addon add" gave the application, each of its own. Those of the file it has
+// anyway; volumes and data are never shared.
+func addonsOf(ctx context.Context, t *appTarget, spec *v1alpha1.AppSpec, base string) error {
+	one, err := t.cluster.App(ctx, types.NamespacedName{Namespace: t.key.Namespace, Name: base})
+	if deploy.IsNoApp(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for name, addon := range one.Spec.Addons {
+		if _, named := spec.Addons[name]; named || !addon.Added {
+			continue
+		}
+		if spec.Addons == nil {
+			spec.Addons = map[string]v1alpha1.Addon{}
+		}
+		addon.Backup = "" // what ends by itself needs none
+		spec.Addons[name] = addon
+	}
+	return nil
 }
 
 // originOf is where a folder comes from, without looking at its files.

@@ -48,6 +48,7 @@ type Pruned struct {
 	Blobs     int   `json:"blobs"`
 	Uploads   int   `json:"uploads"`
 	Bytes     int64 `json:"bytes"`
+	Cache     int64 `json:"cache"` // bytes of the builds' cache
 }
 
 func (a *app) imagePushCommand() *cobra.Command {
@@ -67,7 +68,7 @@ func (a *app) imagePushCommand() *cobra.Command {
 				run.Target = args[1]
 			}
 			pushed, err := a.push(cmd, run)
-			if a.env.IsTerminal && !a.json {
+			if a.draws() && !a.json {
 				_, _ = fmt.Fprint(a.env.Stderr, "\r\033[K")
 			}
 			if err != nil {
@@ -101,7 +102,7 @@ func (a *app) push(cmd *cobra.Command, run PushRequest) (Pushed, error) {
 
 // pushProgress draws how far a push is, on a terminal.
 func (a *app) pushProgress() func(done, total int64) {
-	if !a.env.IsTerminal || a.json {
+	if !a.draws() || a.json {
 		return nil
 	}
 	var last time.Time
@@ -116,9 +117,9 @@ func (a *app) pushProgress() func(done, total int64) {
 
 func (a *app) imagePruneCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "prune", Short: "Remove images from the registry that nothing uses", Args: exactArgs(),
+		Use: "prune", Short: "Remove images from the registry that nothing uses, and the cache of builds", Args: exactArgs(),
 		Long: "Remove from this server's registry what has no tag and what no pod, workload, build or one of the last ten releases uses.\n" +
-			"What was pushed less than an hour ago stays.",
+			"What was pushed less than an hour ago stays. The cache of this server's builds goes, too: the next builds take longer.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd, true)
 			if err != nil {
@@ -131,7 +132,11 @@ func (a *app) imagePruneCommand() *cobra.Command {
 			if a.json {
 				return a.printJSON(pruned)
 			}
-			return a.printf("removed %d images, %d layers and %d uploads that were given up: %s\n", pruned.Manifests, pruned.Blobs, pruned.Uploads, size(pruned.Bytes))
+			cache := ""
+			if pruned.Cache > 0 {
+				cache = "; and the cache of builds: " + size(pruned.Cache)
+			}
+			return a.printf("removed %d images, %d layers and %d uploads that were given up: %s%s\n", pruned.Manifests, pruned.Blobs, pruned.Uploads, size(pruned.Bytes), cache)
 		},
 	}
 }

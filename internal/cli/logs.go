@@ -87,7 +87,7 @@ func (a *app) logs(cmd *cobra.Command, f *logFlags, name string) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	l := &logReader{app: a, target: t, flags: f, since: since, known: map[string]time.Time{}, shown: map[string]bool{}}
-	if f.tail == 0 && since.IsZero() && a.env.IsTerminal && !a.json {
+	if f.tail == 0 && since.IsZero() && a.env.IsTerminal && showsTo(a.env.Stdout) && !a.json {
 		f.tail = terminalTail
 	}
 	err = l.lookMerged(ctx)

@@ -4,8 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/term"
 
 	"gantry.dev/gantry/internal/platform/deploy"
 )
@@ -20,20 +25,80 @@ func (a *app) show(quiet bool) (sink func(deploy.Event), end func()) {
 	if quiet {
 		return func(deploy.Event) {}, nothing
 	}
-	p := &progress{app: a, live: a.env.IsTerminal, begun: map[string]time.Time{}}
-	return p.show, p.clear
+	p := &progress{app: a, live: a.draws(), width: a.terminalWidth(), begun: map[string]time.Time{}, ended: make(chan struct{})}
+	if p.live {
+		p.ticking.Go(p.tick)
+	}
+	return p.show, p.end
 }
 
-// progress prints events for people on standard error.
+// draws tells whether a line on standard error can be drawn again: not where it goes to a file or a pipe.
+func (a *app) draws() bool { return a.env.IsTerminal && showsTo(a.env.Stderr) }
+
+// showsTo tells whether a person sees what is written. What is no file is a test's.
+func showsTo(w io.Writer) bool {
+	out, isFile := w.(*os.File)
+	return !isFile || term.IsTerminal(int(out.Fd()))
+}
+
+// terminalWidth is how wide the terminal is that progress is shown on.
+func (a *app) terminalWidth() int {
+	if out, isFile := a.env.Stderr.(*os.File); isFile {
+		if width, _, err := term.GetSize(int(out.Fd())); err == nil && width > 20 {
+			return width
+		}
+	}
+	return 80
+}
+
+// quietFor is how long a step takes before its time is shown, and ticks on.
+const quietFor = 2 * time.Second
+
+// progress prints events for people on standard error: a line for each step that is done and, on a terminal, one for
+// what is being done, which is drawn again once a second.
 type progress struct {
 	app   *app
-	live  bool   // redraw the last line
-	line  string // that is to be redrawn
+	live  bool // redraw the last line
+	width int
+
+	ended   chan struct{}
+	ticking sync.WaitGroup
+
+	mu    sync.Mutex // guards the fields below, and the output
+	line  string     // that is to be redrawn
+	since time.Time  // of its step
 	last  string
 	begun map[string]time.Time
 }
 
+// tick shows that time goes on.
+func (p *progress) tick() {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.ended:
+			return
+		case <-ticker.C:
+			p.mu.Lock()
+			p.draw(p.line)
+			p.mu.Unlock()
+		}
+	}
+}
+
+// end leaves nothing of the line that is redrawn.
+func (p *progress) end() {
+	close(p.ended)
+	p.ticking.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+}
+
 func (p *progress) show(e deploy.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch e.Type {
 	case deploy.EventStep:
 		if _, known := p.begun[e.Step]; !known {
@@ -47,8 +112,10 @@ func (p *progress) show(e deploy.Event) {
 		p.print("✓ %s (%s)", e.Text, took(e.Time.Sub(p.begun[e.Step])))
 		delete(p.begun, e.Step)
 	case deploy.EventWarning:
+		redraw := p.line
 		p.clear()
 		p.print("! %s", e.Text)
+		p.draw(redraw)
 	case deploy.EventLog:
 		redraw := p.line
 		p.clear()
@@ -67,7 +134,11 @@ func (p *progress) current(e deploy.Event) {
 		p.print("- %s", e.Text)
 		return
 	}
-	p.clear()
+	if since, known := p.begun[e.Step]; known {
+		p.since = since
+	} else {
+		p.since = time.Now()
+	}
 	p.draw("… " + e.Text)
 }
 
@@ -76,14 +147,19 @@ func (p *progress) draw(line string) {
 	if line == "" {
 		return
 	}
-	const width = 78
-	if runes := []rune(line); len(runes) > width {
-		line = string(runes[:width-1]) + "…"
-	}
 	p.line = line
-	_, _ = fmt.Fprintf(p.app.env.Stderr, "\r%s", line)
+	after := ""
+	if passed := time.Since(p.since); passed >= quietFor {
+		after = " (" + passed.Truncate(time.Second).String() + ")"
+	}
+	most := p.width - 1 - len(after)
+	if runes := []rune(line); len(runes) > most {
+		line = string(runes[:most-1]) + "…"
+	}
+	_, _ = fmt.Fprintf(p.app.env.Stderr, "\r%s%s\x1b[K", line, after)
 }
 
+// clear takes the line away; mu is held.
 func (p *progress) clear() {
 	if p.line != "" {
 		_, _ = fmt.Fprint(p.app.env.Stderr, "\r\x1b[K")

@@ -167,6 +167,7 @@ func (a *app) follow(ctx context.Context, t *appTarget, f *appFlags, watch func(
 	sink, end := a.show(f.quiet)
 	engine, err := deploy.New(deploy.Options{Cluster: t.cluster, Sink: sink})
 	if err != nil {
+		end()
 		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -79,6 +80,13 @@ func (n *node) buildBuilds() error {
 	})
 	if err != nil {
 		return err
+	}
+	n.images.builds = func(ctx context.Context) (int64, error) {
+		if entries, err := os.ReadDir(c.Path("build")); err != nil || len(entries) == 0 {
+			return 0, nil //nolint:nilerr // nothing was ever built here: no engine is started to hear that
+		}
+		freed, err := engine.Prune(ctx)
+		return freed.Bytes, err
 	}
 	n.builds = &buildsPart{node: n, user: u, engine: engine, controller: controller}
 	n.opts.controlPlane.buildLogs.Store(controller)

@@ -22,7 +22,8 @@ import (
 // them.
 type imageServer struct {
 	runtime *containerd.Runtime
-	cluster *ControlPlane // whose registry images are pushed to; nil on a worker, which has none
+	cluster *ControlPlane                        // whose registry images are pushed to; nil on a worker, which has none
+	builds  func(context.Context) (int64, error) // frees the cache of builds; nil: there is none
 	socket  string
 	logger  *slog.Logger
 }

@@ -216,7 +216,11 @@ func (s *imageServer) prune(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	done, err := s.cluster.collector.Collect(r.Context(), pruneGrace)
-	s.reply(w, cli.Pruned(done), err)
+	pruned := cli.Pruned{Manifests: done.Manifests, Blobs: done.Blobs, Uploads: done.Uploads, Bytes: done.Bytes}
+	if err == nil && s.builds != nil {
+		pruned.Cache, err = s.builds(r.Context())
+	}
+	s.reply(w, pruned, err)
 }
 
 func (s *imageServer) reply(w http.ResponseWriter, value any, err error) {

@@ -51,6 +51,7 @@ func ProjectRoles() []*rbacv1.ClusterRole {
 		rule([]string{"get", "list", "watch", "create", "update", "patch"}, "", "secrets"),
 		rule([]string{"get", "create"}, "", "pods/exec", "pods/attach", "pods/portforward"),
 		rule(write, "", "pods"),
+		rule([]string{"create"}, "batch", "jobs"), // a backup at once
 		rule([]string{"get", "create"}, groupRegistry, "images"),
 	)
 	admin := append(slices.Clone(deployer),
