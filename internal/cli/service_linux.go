@@ -116,6 +116,9 @@ func serviceArgs(c config.Config) []string {
 	add(config.KeyManifests, c.Manifests)
 	if len(c.UnsafeSysctls) > 0 {
 		add(config.KeyUnsafeSysctls, strings.Join(c.UnsafeSysctls, ","))
+		for _, language := range sortedKeys(c.BuildBases) {
+			add(config.KeyBuildBase, language+"="+c.BuildBases[language])
+		}
 	}
 	add(config.KeyNotReadySeconds, fmt.Sprint(c.Tolerations.NotReady))
 	add(config.KeyUnreachableSeconds, fmt.Sprint(c.Tolerations.Unreachable))

@@ -22,6 +22,8 @@ type Config struct {
 	// KubeletDir has the sockets of device plugins, as DataDir has; "" is none but DataDir.
 	KubeletDir string
 	Manifests  string // folder, or file, of static pods
+	// BuildBases are the images that a language's images begin with, by "node" and "python"; others have their default.
+	BuildBases map[string]string
 	// UnsafeSysctls are names, or prefixes that end in *, that pods may set besides the safe ones.
 	UnsafeSysctls []string
 	LogLevel      slog.Level

@@ -36,6 +36,7 @@ const (
 	KeyKubeletDir    = "kubelet-dir"
 	KeyManifests     = "pod-manifest-path"
 	KeyUnsafeSysctls = "allowed-unsafe-sysctls"
+	KeyBuildBase     = "build-base"
 	KeyLogLevel      = "log-level"
 	KeyLogFormat     = "log-format"
 	KeyRuntimeConfig = "runtime-config"
@@ -89,6 +90,8 @@ func Keys() []Key {
 			Usage: "folder, or file, of pods that run without the API (default: manifests in the data dir)"},
 		{Name: KeyUnsafeSysctls, List: true, set: setUnsafeSysctls,
 			Usage: "sysctl, or prefix that ends in *, that pods may set besides the safe ones; may be repeated"},
+		{Name: KeyBuildBase, List: true, set: setBuildBases,
+			Usage: "image that builds of a language begin with, such as node=registry.example/node:22 or python=...; may be repeated"},
 		{Name: KeyLogLevel, Default: "info", set: setLogLevel,
 			Usage: "least severe messages to log: debug, info, warn or error"},
 		{Name: KeyLogFormat, Default: "text", set: setLogFormat,

@@ -107,6 +107,13 @@ func TestNetworkMode(t *testing.T) {
 	}
 }
 
+func TestBuildBases(t *testing.T) {
+	c, err := load(t, []string{"--build-base=node=registry.example/node:22,python=python:3.13", "--build-base=node=node:20"}, nil, nil)
+	if err != nil || len(c.BuildBases) != 2 || c.BuildBases["node"] != "node:20" || c.BuildBases["python"] != "python:3.13" {
+		t.Errorf("bases are %v, %v", c.BuildBases, err)
+	}
+}
+
 func TestLoadBalancer(t *testing.T) {
 	for value, wantErr := range map[string]string{"nodes": "", "none": "", "cloud": `"cloud" serves no load balancers`} {
 		got, err := load(t, []string{"--load-balancer=" + value}, nil, nil)
@@ -156,6 +163,8 @@ func TestErrors(t *testing.T) {
 		"IPv6":                    {[]string{"--service-cidr=fd00::/112"}, nil, "", []string{"IPv4 only"}},
 		"loopback as node":        {[]string{"--node-ip=127.0.0.1"}, nil, "", []string{"not reachable from pods"}},
 		"log level":               {[]string{"--log-level=loud"}, nil, "", []string{`"loud" is not a log level; want debug, info, warn or error`}},
+		"base without an image":   {[]string{"--build-base=node"}, nil, "", []string{`--build-base: "node" names no image; want LANGUAGE=IMAGE`}},
+		"base of no language":     {[]string{"--build-base=perl=a:1"}, nil, "", []string{`no builder has the language "perl"; want node or python`}},
 		"SAN":                     {[]string{"--tls-san=a b"}, nil, "", []string{`"a b" is neither`}},
 		"root folder":             {[]string{"--data-dir=/"}, nil, "", []string{"root folder"}},
 		"same port":               {[]string{"--agent-port=6443"}, nil, "", []string{"--agent-port: port 6443 is the API's already"}},

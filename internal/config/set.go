@@ -165,6 +165,22 @@ func setUnsafeSysctls(c *Config, values []string) error {
 	return nil
 }
 
+func setBuildBases(c *Config, values []string) error {
+	bases := map[string]string{}
+	for _, entry := range entries(values) {
+		language, image, found := strings.Cut(entry, "=")
+		if !found || image == "" || strings.ContainsAny(image, " \t\n") {
+			return wrong("want LANGUAGE=IMAGE, such as node=docker.io/library/node:22-slim", "%q names no image", entry)
+		}
+		if language != "node" && language != "python" {
+			return wrong("want node or python", "no builder has the language %q", language)
+		}
+		bases[language] = image
+	}
+	c.BuildBases = bases
+	return nil
+}
+
 func setManifests(c *Config, v []string) (err error) {
 	c.Manifests, err = absolute(v[0])
 	return err

@@ -60,7 +60,7 @@ func (n *node) buildBuilds() error {
 	engine, err := build.NewEngine(build.EngineOptions{
 		Prepare: func() error { return n.opts.programs.Unpack(programs.Build, programs.Static) },
 		Program: program, Runc: runc, Static: static, Dir: c.Path("build"), RunDir: c.Path("run"),
-		Network: network, DNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, Log: n.opts.logger,
+		Bases: c.BuildBases, Network: network, DNS: []string{podnet.DNSAddr(c.ServiceCIDR).String()}, Log: n.opts.logger,
 	})
 	if err != nil {
 		return err
