@@ -43,6 +43,11 @@ const (
 	PlatformKeyDomain = "domain"
 	// PlatformKeyAddress is the address by which the world reaches the gateways; needed behind NAT only.
 	PlatformKeyAddress = "publicAddress"
+	// PlatformKeyIngressClass is the class of applications' Ingresses on a cluster without the platform's Gateway; without it they
+	// are left to the class that is marked as the default, or get the only one.
+	PlatformKeyIngressClass = "ingressClass"
+	// PlatformKeyIssuer is a ClusterIssuer of cert-manager that makes certificates for applications' Ingresses.
+	PlatformKeyIssuer = "clusterIssuer"
 	// PlatformKeyAddonImage is how keys begin that name the image of an addon's type and version, such as
 	// "addon.postgres.17".
 	PlatformKeyAddonImage = "addon."

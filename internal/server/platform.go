@@ -85,7 +85,7 @@ func (cp *ControlPlane) bootstrapPlatform(ctx context.Context) error {
 	if err := errors.Join(cp.ensure(ctx, binding), cp.ensure(ctx, addonBinding())); err != nil {
 		return err
 	}
-	return app.InstallDefinitions(ctx, cp.admin)
+	return app.InstallDefinitions(ctx, cp.admin, nil)
 }
 
 // ensureRole creates a role, or gives one that is there the rules of this version.

@@ -23,6 +23,8 @@ type Options struct {
 	Workers int           // applications looked at at once; default 2
 	Resync  time.Duration // how often an application with addons is looked at without a cause; default 10m
 	Log     *slog.Logger  // default: discard
+	// StopHook ends programs with their signal by a hook, for nodes that do not know stop signals of pods.
+	StopHook bool
 }
 
 // Controller keeps addons. Make one with New, then call Run.

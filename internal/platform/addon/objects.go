@@ -46,6 +46,8 @@ type input struct {
 	// backups says that there is a volume for backups, even if none are made now.
 	backups bool
 	stopped bool
+	// hook ends the program by a hook instead of a stop signal.
+	hook bool
 }
 
 func (in input) object() string { return v1alpha1.ObjectName(in.app.Name, in.name) }
@@ -128,6 +130,10 @@ func (in input) server() *appsv1.StatefulSet {
 	c.Ports = []corev1.ContainerPort{{Name: in.pack.Name, ContainerPort: in.pack.Port, Protocol: corev1.ProtocolTCP}}
 	c.Resources.Requests = corev1.ResourceList{corev1.ResourceMemory: in.pack.Memory, corev1.ResourceCPU: in.pack.CPU}
 	c.Lifecycle = &corev1.Lifecycle{StopSignal: new(corev1.Signal(in.pack.Stop.Signal))}
+	if in.hook { // what ends a container after it asks for less, and changes nothing
+		kill := "kill -" + strings.TrimPrefix(in.pack.Stop.Signal, "SIG") + " 1"
+		c.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", kill}}}}
+	}
 	// Recovery may take long and must not be killed. What hangs is not restarted: that loses more than it helps.
 	c.StartupProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", in.pack.Ready}}},

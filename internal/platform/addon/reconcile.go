@@ -63,6 +63,7 @@ type view struct {
 	wanted map[string]v1alpha1.Addon
 	// settings are the platform's.
 	settings map[string]string
+	hook     bool // of Options.StopHook
 	owned    map[ownedKey]client.Object
 	jobs     []batchv1.Job
 	pods     []corev1.Pod
@@ -80,7 +81,7 @@ func (v *view) secret(name string) *corev1.Secret {
 
 // read gathers what belongs to the addons of an application.
 func (c *Controller) read(ctx context.Context, app *v1alpha1.App) (*view, error) {
-	v := &view{app: app, wanted: maps.Clone(app.Spec.Addons), owned: map[ownedKey]client.Object{}}
+	v := &view{app: app, hook: c.opts.StopHook, wanted: maps.Clone(app.Spec.Addons), owned: map[ownedKey]client.Object{}}
 	if err := c.addServing(ctx, v); err != nil {
 		return nil, err
 	}
@@ -173,7 +174,7 @@ func (c *Controller) keep(ctx context.Context, v *view, name string) (v1alpha1.A
 
 // input is what the objects of an addon follow from. A problem comes with as much as is known.
 func (v *view) input(name string) (input, error) {
-	in := input{app: v.app, name: name, addon: v.wanted[name], stopped: v.app.Annotations[v1alpha1.AnnotationRemoved] != ""}
+	in := input{app: v.app, name: name, addon: v.wanted[name], hook: v.hook, stopped: v.app.Annotations[v1alpha1.AnnotationRemoved] != ""}
 	var err error
 	if in.pack, err = pack.Find(in.addon.Type); err != nil {
 		return in, problem(err.Error())

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -42,6 +43,8 @@ const (
 // platform is how the cluster is reached, as far as it matters for one application.
 type platform struct {
 	routing   string
+	class     string // of Ingresses; empty is the cluster's default
+	issuer    string // of their certificates; empty is none
 	domain    string
 	address   string   // by which the world reaches it, if that is said
 	reached   []string // addresses that a domain may point to
@@ -68,7 +71,8 @@ func (c *Controller) readPlatform(ctx context.Context, app *v1alpha1.App) (platf
 		return p, err
 	}
 	if gateway == nil {
-		if p.routing, err = c.otherRouting(ctx); err != nil {
+		p.class, p.issuer = config.Data[v1alpha1.PlatformKeyIngressClass], config.Data[v1alpha1.PlatformKeyIssuer]
+		if err := c.otherRouting(ctx, app, &p); err != nil {
 			return p, err
 		}
 	} else {
@@ -109,15 +113,43 @@ func (c *Controller) gateway(ctx context.Context) (*gatewayv1.Gateway, error) {
 }
 
 // otherRouting is by Ingress, if somebody serves those.
-func (c *Controller) otherRouting(ctx context.Context) (string, error) {
+func (c *Controller) otherRouting(ctx context.Context, app *v1alpha1.App, p *platform) error {
 	var classes networkingv1.IngressClassList
 	if err := c.client.List(ctx, &classes); err != nil {
-		return "", fmt.Errorf("listing classes of Ingresses: %w", err)
+		return fmt.Errorf("listing classes of Ingresses: %w", err)
 	}
-	if len(classes.Items) == 0 {
-		return render.RouteNone, nil
+	if len(classes.Items) == 0 && p.class == "" {
+		return nil // render.RouteNone
 	}
-	return render.RouteIngress, nil
+	p.routing = render.RouteIngress
+	if p.class == "" {
+		p.class = classOf(classes.Items)
+	}
+	ingress := &networkingv1.Ingress{}
+	err := c.client.Get(ctx, client.ObjectKey{Namespace: app.Namespace, Name: v1alpha1.ObjectName(app.Name, v1alpha1.WebProcess)}, ingress)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("reading the application's Ingress: %w", err)
+	}
+	for _, at := range ingress.Status.LoadBalancer.Ingress {
+		if reached := cmp.Or(at.IP, at.Hostname); reached != "" {
+			p.reached = append(p.reached, reached)
+		}
+	}
+	return nil
+}
+
+// classOf is the class that has to be said: none where one is the default, else the first by name.
+func classOf(classes []networkingv1.IngressClass) string {
+	out := ""
+	for i := range classes {
+		if classes[i].Annotations[networkingv1.AnnotationIsDefaultIngressClass] == "true" {
+			return ""
+		}
+		if out == "" || classes[i].Name < out {
+			out = classes[i].Name
+		}
+	}
+	return out
 }
 
 // watchRoutes follows HTTPRoutes from when there are any.
@@ -185,7 +217,7 @@ func (p *platform) add(host string, secure bool) {
 		return
 	}
 	p.hosts = append(p.hosts, host)
-	if secure && p.routing == render.RouteGateway {
+	if secure && (p.routing == render.RouteGateway || p.issuer != "") {
 		p.urls = append(p.urls, address("https", host, p.httpsPort, 443))
 	} else {
 		p.urls = append(p.urls, address("http", host, p.httpPort, 80))

@@ -175,7 +175,7 @@ func overlay(current, wanted client.Object) client.Object {
 	if annotations == nil {
 		annotations = map[string]string{}
 	}
-	for _, key := range []string{annotationRendered, v1alpha1.AnnotationHold, v1alpha1.AnnotationAsleep} {
+	for _, key := range []string{annotationRendered, v1alpha1.AnnotationHold, v1alpha1.AnnotationAsleep, render.AnnotationIssuer} {
 		if value, ok := wanted.GetAnnotations()[key]; ok {
 			annotations[key] = value
 		} else {
@@ -226,6 +226,7 @@ func (c *Controller) input(ctx context.Context, v *view) (render.Input, error) {
 	in := render.Input{
 		App: v.app, Processes: assign(v.history, v.next), Replicas: map[string]int32{}, Stopped: v.stopped(), Routing: v.platform.routing,
 		Hosts: v.platform.hosts, Redirects: v.platform.redirects, Listener: v.platform.listener, Hold: holdTime,
+		IngressClass: v.platform.class, Issuer: v.platform.issuer,
 	}
 	if v.removed {
 		in.Routing = render.RouteNone

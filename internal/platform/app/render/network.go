@@ -3,6 +3,8 @@ package render
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -140,6 +142,9 @@ func (in Input) redirect(domain v1alpha1.Domain) *gatewayv1.HTTPRoute {
 func (in Input) ingress() *networkingv1.Ingress {
 	meta := in.meta(v1alpha1.ObjectName(in.App.Name, v1alpha1.WebProcess), v1alpha1.WebProcess)
 	out := &networkingv1.Ingress{TypeMeta: metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "Ingress"}, ObjectMeta: meta}
+	if in.IngressClass != "" {
+		out.Spec.IngressClassName = new(in.IngressClass)
+	}
 	hosts := in.Hosts
 	for _, domain := range in.Redirects {
 		hosts = append(hosts[:len(hosts):len(hosts)], domain.Name)
@@ -154,5 +159,15 @@ func (in Input) ingress() *networkingv1.Ingress {
 			}}},
 		}})
 	}
+	if public := slices.DeleteFunc(slices.Clone(hosts), IsLocal); in.Issuer != "" && len(public) > 0 {
+		out.Annotations = map[string]string{AnnotationIssuer: in.Issuer}
+		out.Spec.TLS = []networkingv1.IngressTLS{{Hosts: public, SecretName: out.Name + "-tls"}}
+	}
 	return out
 }
+
+// AnnotationIssuer on an Ingress asks cert-manager for a certificate.
+const AnnotationIssuer = "cert-manager.io/cluster-issuer"
+
+// IsLocal reports whether a host name leads to the machine that asks, so that nobody gives a certificate for it.
+func IsLocal(host string) bool { return strings.HasSuffix(host, ".localhost") }

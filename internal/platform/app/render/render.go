@@ -63,6 +63,9 @@ type Input struct {
 	Redirects []v1alpha1.Domain
 	// Listener is the name of a listener of the Gateway where every host name is this application's; empty is none.
 	Listener string
+	// IngressClass is that of an Ingress; empty leaves it to the cluster's default. Issuer is a ClusterIssuer of cert-manager that
+	// makes its certificate; empty is none.
+	IngressClass, Issuer string
 	// Hold is for how long a gateway keeps a request while no pod runs, such as "60s"; empty asks for nothing.
 	Hold string
 	// Metrics says that the cluster counts requests by Service.
@@ -71,18 +74,23 @@ type Input struct {
 	Unowned bool
 }
 
-// Eject returns the objects of an application as if it were deployed for the first time, for a cluster that knows
-// nothing of Gantry.
-func Eject(app *v1alpha1.App, routing string, hosts []string) []client.Object {
-	version := &Version{Number: max(app.Status.Latest, 1), Content: &app.Spec, Ports: map[string]int32{}}
-	for name, process := range app.Status.Processes {
-		version.Ports[name] = process.Port
-	}
-	in := Input{App: app, Processes: map[string]*Version{}, Routing: routing, Hosts: hosts, Unowned: true}
-	for name := range Processes(&app.Spec) {
+// Eject returns the objects of a version of an application as if it were deployed for the first time, for a cluster that knows
+// nothing of Gantry: they belong to nobody, nothing sleeps, and the release command is a Job that tries until its database is there.
+// Of in it uses App, Routing, Hosts, Redirects, IngressClass and Issuer.
+func Eject(in Input, version *Version) []client.Object {
+	in.Processes, in.Replicas, in.Unowned = map[string]*Version{}, map[string]int32{}, true
+	for name := range Processes(version.Content) {
 		in.Processes[name] = version
+		in.Replicas[name] = max(in.scale(name, version).Min, 1)
 	}
-	return Objects(in)
+	out := Objects(in)
+	if version.Content.Release == nil {
+		return out
+	}
+	job := ReleaseJob(in.App, version)
+	job.OwnerReferences = nil
+	job.Spec.BackoffLimit = new(int32(6)) // Kubernetes' own default
+	return append(out, job)
 }
 
 // Processes are the processes of an application: those it names, or one called web.

@@ -68,7 +68,9 @@ func TestGolden(t *testing.T) {
 	one, two := &Version{Number: 1, Content: &app.Spec}, &Version{Number: 2, Content: &app.Spec}
 	all := map[string]*Version{"web": one, "worker": one, "files": one, "report": one}
 	hosts := []string{"shop.example.com", "shop.localhost"}
-	small := &v1alpha1.App{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: v1alpha1.AppSpec{Image: "hello:1"}}
+	small := &v1alpha1.App{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: v1alpha1.AppSpec{
+		Image: "hello:1", Release: &v1alpha1.ReleaseCommand{Command: "./hello migrate"},
+	}}
 	for name, objects := range map[string][]any{
 		"everything": list(Input{App: app, Processes: all, Routing: RouteGateway, Hosts: hosts, Redirects: app.Spec.Domains[1:], Hold: "60s", Metrics: true, Listener: "https"}),
 		"canary":     list(Input{App: app, Processes: map[string]*Version{"web": one}, Replicas: map[string]int32{"web": 3}, Routing: RouteGateway, Hosts: hosts, Canary: &Canary{two, 25, 1}}),
@@ -111,7 +113,9 @@ func list(in Input) (out []any) {
 }
 
 func eject(app *v1alpha1.App) (out []any) {
-	for _, object := range Eject(app, RouteIngress, []string{"hello.example.com"}) {
+	version := &Version{Number: 1, Content: &app.Spec}
+	in := Input{App: app, Routing: RouteIngress, Hosts: []string{"hello.example.com", "hello.localhost"}, IngressClass: "nginx", Issuer: "letsencrypt"}
+	for _, object := range Eject(in, version) {
 		out = append(out, object)
 	}
 	return out
