@@ -80,6 +80,8 @@ type BuildSource struct {
 	Git *GitSource `json:"git,omitempty"`
 	// Dockerfile is the file to build with, relative to Path, if it is not found by itself.
 	Dockerfile string `json:"dockerfile,omitempty"`
+	// Registry is where the image is pushed to, as Registry/NAME, on a cluster without a registry of its own.
+	Registry string `json:"registry,omitempty"`
 	// Args are build arguments.
 	Args map[string]string `json:"args,omitempty"`
 	// Secrets are names in the application's Secret that the build may read and the image never holds.

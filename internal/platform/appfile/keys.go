@@ -100,6 +100,7 @@ func build() *shape {
 			say("ref", anyText(), "A branch, tag or commit.").or("the default branch"),
 		), "A repository to build from, instead of a folder."),
 		say("dockerfile", inside(), "The file to build with, relative to path.").or("Dockerfile"),
+		say("registry", text(), "Where the image is pushed to, as REGISTRY/NAME: on a cluster that is not Gantry's, such as ghcr.io/acme.").or("the cluster's own"),
 		say("args", mapOf(variable(), anyText()), "Arguments of the build."),
 		say("secrets", listOf(variable()), "Names of secrets that the build may read and the image never holds."),
 	)

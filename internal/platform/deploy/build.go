@@ -30,8 +30,16 @@ func (e *Engine) build(ctx context.Context, req *Request) (string, error) {
 	if req.Tree == nil && (req.Spec.Build == nil || req.Spec.Build.Git == nil) {
 		return "", failure(CodeUsage, "NoSource", "there is neither an image nor source for %s", req.App)
 	}
+	if registry := req.registry(); registry != "" {
+		return e.buildOutside(ctx, req, registry)
+	}
+	if err := e.cluster.checkRegistry(ctx); err != nil {
+		return "", err
+	}
 	if arch, can := e.compilesHere(ctx, req); can {
-		return e.compile(ctx, req, arch)
+		return e.compile(ctx, req, arch, func(archive *os.File) (string, int64, error) {
+			return e.cluster.pushArchive(ctx, req.key(), archive)
+		})
 	}
 	build := &v1alpha1.Build{
 		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion().String(), Kind: "Build"},
@@ -66,15 +74,26 @@ func (e *Engine) build(ctx context.Context, req *Request) (string, error) {
 
 // compilesHere says whether this machine can compile the source for the cluster's nodes, and for which architecture.
 func (e *Engine) compilesHere(ctx context.Context, req *Request) (arch string, can bool) {
-	if !req.Local || req.Tree == nil || req.Kind != v1alpha1.KindGo {
+	if !req.Local || !req.compiles() {
 		return "", false
 	}
-	if b := req.Spec.Build; b != nil && (len(b.Args) > 0 || len(b.Secrets) > 0 || b.Git != nil) {
-		return "", false
+	return e.nodesArch(ctx)
+}
+
+// compiles says whether the source needs nothing but the go command, and this machine has that.
+func (r *Request) compiles() bool {
+	if r.Tree == nil || r.Kind != v1alpha1.KindGo {
+		return false
 	}
-	if _, err := exec.LookPath("go"); err != nil {
-		return "", false
+	if b := r.Spec.Build; b != nil && (len(b.Args) > 0 || len(b.Secrets) > 0 || b.Git != nil) {
+		return false
 	}
+	_, err := exec.LookPath("go")
+	return err == nil
+}
+
+// nodesArch is the architecture of all nodes, if they have one.
+func (e *Engine) nodesArch(ctx context.Context) (arch string, known bool) {
 	var nodes corev1.NodeList
 	if err := e.cluster.Client.List(ctx, &nodes); err != nil || len(nodes.Items) == 0 {
 		return "", false // who may not see nodes leaves it to the server
@@ -89,8 +108,9 @@ func (e *Engine) compilesHere(ctx context.Context, req *Request) (arch string, c
 	return arch, true
 }
 
-// compile builds a Go program on this machine and pushes its image.
-func (e *Engine) compile(ctx context.Context, req *Request, arch string) (string, error) {
+// compile builds a Go program on this machine and pushes its image, a docker archive. push returns the image's reference and how much
+// was sent.
+func (e *Engine) compile(ctx context.Context, req *Request, arch string, push func(archive *os.File) (string, int64, error)) (string, error) {
 	done := e.step("compile", "compiling on this machine for linux/%s", arch)
 	archive, err := os.CreateTemp("", "gantry-image-")
 	if err != nil {
@@ -113,7 +133,7 @@ func (e *Engine) compile(ctx context.Context, req *Request, arch string) (string
 	}
 	done("compiled, %s", megabytes(result.SizeBytes))
 	done = e.step("upload", "pushing the image")
-	image, sent, err := e.cluster.pushArchive(ctx, req.key(), archive)
+	image, sent, err := push(archive)
 	if err != nil {
 		return "", err
 	}

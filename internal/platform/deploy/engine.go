@@ -57,6 +57,8 @@ type Request struct {
 	Kind, Main string
 	// Local compiles Go on this machine if it can.
 	Local bool
+	// Registry is pushed to instead of the cluster's, as Registry/APP; empty is what Spec.Build says.
+	Registry string
 	// Expires is when a preview ends; nil is never.
 	Expires *time.Time
 	// TakeOver allows another origin than the application's.
