@@ -25,7 +25,7 @@ const keptRemoved = 7 * 24 * time.Hour
 // applicationCommands are those of the grammar's part APPLICATION.
 func (a *app) applicationCommands() []*cobra.Command {
 	return []*cobra.Command{
-		a.initCommand(), a.deployCommand(), a.planCommand(), a.whyCommand(),
+		a.initCommand(), a.deployCommand(), a.planCommand(), a.whyCommand(), a.ejectCommand(),
 		a.appCommand(), a.openCommand(), a.logsCommand(), a.psCommand(), a.restartCommand(), a.scaleCommand(), a.runCommand(), a.execCommand(),
 		a.releaseCommand(), a.rollbackCommand(), a.promoteCommand(), a.abortCommand(),
 		a.envCommand(), a.secretCommand(), a.domainCommand(), a.volumeCommand(), a.addonCommand(),
@@ -163,8 +163,11 @@ func (a *app) appUndoCommand() *cobra.Command {
 
 func (a *app) openCommand() *cobra.Command {
 	f := &appFlags{}
-	return f.register(&cobra.Command{
+	forward, port := false, 0
+	cmd := f.register(&cobra.Command{
 		Use: "open [APP]", Short: "Print the application's address, and open it in a browser", Args: atMostOne("APP"),
+		Long: "Print the application's address, and open it in a browser. With --forward a port of this machine leads to it until the command\n" +
+			"is interrupted, whether or not it has an address.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := a.target(cmd, f, first(args))
 			if err != nil {
@@ -173,6 +176,12 @@ func (a *app) openCommand() *cobra.Command {
 			one, err := t.cluster.App(cmd.Context(), t.key)
 			if err != nil {
 				return err
+			}
+			if forward {
+				return a.forwardApp(cmd.Context(), t, one, port)
+			}
+			if why := unrouted(one); why != "" {
+				return fmt.Errorf("%s has no address: %s\n→ gantry open --forward leads a port of this machine to it", one.Name, why)
 			}
 			if len(one.Status.URLs) == 0 {
 				return fmt.Errorf("%s has no address yet: %s", one.Name, cmp.Or(one.Status.Message, "it was not released"))
@@ -189,6 +198,9 @@ func (a *app) openCommand() *cobra.Command {
 			return a.printf("%s\n", one.Status.URLs[0])
 		},
 	})
+	cmd.Flags().BoolVar(&forward, "forward", false, "lead a port of this machine to the application until interrupted")
+	cmd.Flags().IntVar(&port, "port", 0, "with --forward: this port (default: a free one)")
+	return cmd
 }
 
 // podRow is one container of an application in "ps".

@@ -93,6 +93,9 @@ func (a *app) connect(cmd *cobra.Command, f *appFlags) (*appTarget, place, error
 		return nil, place{}, fmt.Errorf("find this folder: %w", err)
 	}
 	known := a.places()[folder]
+	if hereFlags(cmd) {
+		known.Context = "" // it was said where
+	}
 	t := &appTarget{folder: folder, context: cmp.Or(f.context, known.Context)}
 	t.key.Namespace = cmp.Or(f.project, known.Project, defaultProject)
 	config, err := a.clusterOf(cmd, t)

@@ -89,11 +89,105 @@ func noContext(contexts *clientcmdapi.Config, name string) error {
 	return usage("%s", suggest(fmt.Sprintf("there is no context %q", name), name, names, "there is "+strings.Join(names, ", ")))
 }
 
-// clusterOf is the cluster of a context: one of those that logins wrote, or this machine's own. Flags that name this machine's go
-// before the current context.
+// hereFlags reports whether flags name a kubeconfig or this machine's data dir. They go before what a folder remembers and before the
+// current context.
+func hereFlags(cmd *cobra.Command) bool {
+	return cmd.Flags().Changed("kubeconfig") || cmd.Flags().Changed("data-dir")
+}
+
+// fileContext is a context of the file that --kubeconfig names.
+func (a *app) fileContext(cmd *cobra.Command, name string) (*rest.Config, error) {
+	path, err := a.kubeconfigPath(cmd)
+	if err != nil {
+		return nil, err
+	}
+	file, err := loadKubeconfig(path)
+	if err != nil {
+		return nil, err
+	}
+	if file.Contexts[name] == nil {
+		names := sortedKeys(file.Contexts)
+		return nil, usage("%s", suggest(fmt.Sprintf("%s has no context %q", path, name), name, names, "there is "+strings.Join(names, ", ")))
+	}
+	config, err := clientcmd.NewNonInteractiveClientConfig(*file, name, &clientcmd.ConfigOverrides{}, nil).ClientConfig()
+	if err != nil {
+		return nil, usage("the context %q of %s: %w", name, path, err)
+	}
+	return config, nil
+}
+
+// loadKubeconfig reads a file whose certificates may be files beside it.
+func loadKubeconfig(path string) (*clientcmdapi.Config, error) {
+	if _, err := readKubeconfig(path); err != nil {
+		return nil, err
+	}
+	file, err := clientcmd.LoadFromFile(path)
+	if err == nil {
+		err = clientcmd.ResolveLocalPaths(file)
+	}
+	if err != nil {
+		return nil, usage("%s is not a kubeconfig: %w", path, err)
+	}
+	return file, nil
+}
+
+// contextAdd copies a context of a kubeconfig into the list.
+func (a *app) contextAdd(cmd *cobra.Command, name, from string) error {
+	path := a.userKubeconfig()
+	if cmd.Flags().Changed("kubeconfig") {
+		var err error
+		if path, err = a.kubeconfigPath(cmd); err != nil {
+			return err
+		}
+	}
+	file, err := loadKubeconfig(path)
+	if err != nil {
+		return err
+	}
+	if from = cmp.Or(from, file.CurrentContext); from == "" {
+		return usage("%s has no current context; say which with --context: %s", path, strings.Join(sortedKeys(file.Contexts), ", "))
+	}
+	if file.Contexts[from] == nil {
+		names := sortedKeys(file.Contexts)
+		return usage("%s", suggest(fmt.Sprintf("%s has no context %q", path, from), from, names, "there is "+strings.Join(names, ", ")))
+	}
+	file.CurrentContext = from
+	err = clientcmdapi.MinifyConfig(file)
+	if err == nil {
+		err = clientcmdapi.FlattenConfig(file) // what is in files beside it comes along
+	}
+	if err != nil {
+		return usage("the context %q of %s: %w", from, path, err)
+	}
+	contexts, err := a.contexts()
+	if err != nil {
+		return err
+	}
+	if contexts.Contexts[name] != nil {
+		return usage("there is a context %q already; \"gantry logout %s\" forgets it", name, name)
+	}
+	entry := file.Contexts[from]
+	user := file.AuthInfos[entry.AuthInfo]
+	if user == nil {
+		user = clientcmdapi.NewAuthInfo()
+	}
+	if err := addContext(contexts, name, file.Clusters[entry.Cluster], user, nil); err != nil {
+		return err
+	}
+	if err := a.writeContexts(contexts); err != nil {
+		return err
+	}
+	return a.printf("commands now use %s, at %s\n", name, file.Clusters[entry.Cluster].Server)
+}
+
+// clusterOf is the cluster of a context: one of those that logins wrote, or this machine's own. With --kubeconfig it is one of that file.
 func (a *app) clusterOf(cmd *cobra.Command, t *appTarget) (*rest.Config, error) {
-	here := cmd.Flags().Changed("kubeconfig") || cmd.Flags().Changed("data-dir")
-	if here && t.context == "" {
+	if cmd.Flags().Changed("kubeconfig") && t.context != "" { // it is one of that file
+		name := t.context
+		t.context = ""
+		return a.fileContext(cmd, name)
+	}
+	if hereFlags(cmd) && t.context == "" {
 		return a.cluster(cmd)
 	}
 	contexts, err := a.contexts()
@@ -170,7 +264,13 @@ func (a *app) contextCommand() *cobra.Command {
 		}
 		return a.printf("commands now use %s\n", cmp.Or(name, "this machine's own cluster"))
 	}}
-	cmd := parent("context", "List and choose the clusters that you logged in to", list, use)
+	var from string
+	add := &cobra.Command{
+		Use: "add NAME", Short: "Add a cluster from a kubeconfig (--kubeconfig, or kubectl's own) and use it", Args: exactArgs("the NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.contextAdd(cmd, args[0], from) },
+	}
+	add.Flags().StringVar(&from, "context", "", "one of the kubeconfig's (default: its current one)")
+	cmd := parent("context", "List, choose and add clusters", list, use, add)
 	cmd.GroupID = groupCluster
 	return cmd
 }

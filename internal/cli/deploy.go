@@ -31,6 +31,7 @@ const previewTTL = 7 * 24 * time.Hour
 type deployFlags struct {
 	appFlags
 	stage, preview, ttl, message string
+	registry                     string
 	takeOver, remote             bool
 }
 
@@ -50,6 +51,7 @@ func (a *app) deployCommand() *cobra.Command {
 	})
 	f.registerSource(cmd)
 	cmd.Flags().BoolVar(&f.takeOver, "take-over", false, "deploy over an application that came from elsewhere")
+	cmd.Flags().StringVar(&f.registry, "registry", "", "build here and push to this registry, as REGISTRY/APP, instead of the cluster's own")
 	cmd.Flags().BoolVar(&f.remote, "remote", false, "build on the server, even what this machine could compile")
 	return cmd
 }
@@ -100,7 +102,11 @@ func (a *app) deployOne(ctx context.Context, t *appTarget, f *deployFlags, reque
 		}
 		a.remember(folder, place{Context: t.context, Project: request.Project, App: request.App})
 	}
-	return a.finish(result, err)
+	if finished := a.finish(result, err); finished != nil {
+		return finished
+	}
+	a.hintUnrouted(ctx, t, result)
+	return nil
 }
 
 // detached says how to rejoin or abort what goes on after Ctrl-C.
@@ -295,7 +301,7 @@ func (a *app) complete(ctx context.Context, t *appTarget, f *deployFlags, reques
 		return request, usage("%q cannot be the name of an application: lower-case letters, digits and dashes, at most %d; %q could", name, appfile.MaxAppName, checked)
 	}
 	request.Project, request.App = t.key.Namespace, name
-	request.TakeOver, request.NoWait, request.Timeout = f.takeOver, f.noWait, f.timeout
+	request.TakeOver, request.NoWait, request.Timeout, request.Registry = f.takeOver, f.noWait, f.timeout, f.registry
 	request.Spec.Source.Reason = cmp.Or(f.message, "deploy")
 	request.Spec.Source.By = cmp.Or(a.getenv("USER"), a.getenv("LOGNAME"), "unknown") + "@" + hostname()
 	if f.preview != "" {

@@ -45,6 +45,15 @@ func pack(opts Options, program, binary string, out io.Writer) (Result, error) {
 	return write(opts.Name, "/app/"+program, img, out)
 }
 
+// Pack makes the image of a program that is there and writes it to out as a docker archive. Of opts it uses Name, Arch and Args.
+func Pack(opts Options, program, binary string, out io.Writer) (Result, error) {
+	result, err := pack(opts, program, binary, out)
+	if err != nil {
+		return Result{}, fmt.Errorf("pack image: %w", err)
+	}
+	return result, nil
+}
+
 // Image makes the image of a compiled program: a layer that changes rarely and one with the
 // program, which gets that name. Of opts it uses Arch, Args and Commit; nothing of it depends on the
 // time, so that whoever compiles the same source gets the same image.

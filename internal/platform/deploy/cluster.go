@@ -63,7 +63,7 @@ func mapper() meta.RESTMapper {
 		}
 	}
 	add(v1alpha1.GroupVersion(), meta.RESTScopeNamespace, "App", "Release", "Build")
-	add(corev1.SchemeGroupVersion, meta.RESTScopeNamespace, "Pod", "Secret", "Service", "Event", "PersistentVolumeClaim")
+	add(corev1.SchemeGroupVersion, meta.RESTScopeNamespace, "Pod", "Secret", "Service", "Event", "PersistentVolumeClaim", "ConfigMap")
 	add(corev1.SchemeGroupVersion, meta.RESTScopeRoot, "Node", "Namespace")
 	add(appsv1.SchemeGroupVersion, meta.RESTScopeNamespace, "Deployment", "ReplicaSet")
 	add(batchv1.SchemeGroupVersion, meta.RESTScopeNamespace, "Job", "CronJob")
