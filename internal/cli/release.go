@@ -147,6 +147,9 @@ func (a *app) printRelease(r *v1alpha1.Release) error {
 	if r.Status.Message != "" {
 		rows = append(rows, []string{"message", r.Status.Message})
 	}
+	if r.Status.Warning != "" {
+		rows = append(rows, []string{"warning", r.Status.Warning})
+	}
 	for _, key := range sortedKeys(r.Spec.Content.Config) {
 		rows = append(rows, []string{"env", key + "=" + r.Spec.Content.Config[key]})
 	}

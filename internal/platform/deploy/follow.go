@@ -135,6 +135,7 @@ type follower struct {
 	target target
 	result Result
 	said   string
+	warned string // the release's warning, told once
 	done   func(string, ...any)
 }
 
@@ -156,6 +157,10 @@ func (f *follower) look(ctx context.Context) (bool, error) {
 	if text := releaseText(release); text != f.said {
 		f.said = text
 		f.engine.emit(Event{Type: EventRelease, Step: "release", Release: release.Spec.Number, Phase: release.Status.Phase, Text: text})
+	}
+	if warning := release.Status.Warning; warning != "" && warning != f.warned && !f.result.Unchanged {
+		f.warned = warning
+		f.engine.warn("v%d: %s", release.Spec.Number, warning)
 	}
 	switch release.Status.Phase {
 	case v1alpha1.ReleaseLive, v1alpha1.ReleaseReplaced:
