@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,6 +149,10 @@ func (m *Manager) setUp(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, 
 // content writes files as the whole of a volume.
 func (m *Manager) content(pod *corev1.Pod, dir string, files map[string]file, memory bool, err error) (Mounted, error) {
 	if err != nil {
+		// What an earlier run of the node wrote serves until a server answers again.
+		if _, unreachable := errors.AsType[*url.Error](err); unreachable && isWritten(dir) {
+			return Mounted{HostPath: dir, ReadOnly: true}, nil
+		}
 		return Mounted{}, err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -167,6 +172,12 @@ func (m *Manager) content(pod *corev1.Pod, dir string, files map[string]file, me
 		return Mounted{}, err
 	}
 	return Mounted{HostPath: dir, ReadOnly: true}, nil
+}
+
+// isWritten reports whether a volume of files has its content.
+func isWritten(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, dataLink))
+	return err == nil
 }
 
 // emptyDir makes an empty folder, in memory if it says so. What is there stays as its
