@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -193,29 +194,40 @@ func (c *Cluster) Node() *corev1.Node {
 	return node
 }
 
-// Client reads and writes as the node.
-func (c *Cluster) Client() ctrlclient.Client { return &client{c.api, c} }
+// Client reads and writes as the node. Services, EndpointSlices and Namespaces come from the feeds that there are; all else is
+// asked of a server, so that who has just written reads that.
+func (c *Cluster) Client() ctrlclient.Client {
+	return &client{WithWatch: c.api, cluster: c, fresh: true}
+}
+
+// Follower is Client for who acts on events only: it reads every kind that has a feed from that.
+func (c *Cluster) Follower() ctrlclient.Client { return &client{WithWatch: c.api, cluster: c} }
 
 // client reads from the feeds what they have.
 type client struct {
 	ctrlclient.WithWatch
 	cluster *Cluster
+	fresh   bool
 }
 
 // readable is the feed that answers for an object or a list; nil asks a server.
 func (c *client) readable(obj runtime.Object) *feed {
-	kind := ""
-	switch obj.(type) {
-	case *corev1.Service, *corev1.ServiceList:
-		kind = "Service"
-	case *corev1.Namespace, *corev1.NamespaceList:
-		kind = "Namespace"
-	case *discoveryv1.EndpointSlice, *discoveryv1.EndpointSliceList:
-		return c.synced(discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"))
-	default:
+	kind, err := apiutil.GVKForObject(obj, c.cluster.scheme)
+	if err != nil {
 		return nil
 	}
-	return c.synced(corev1.SchemeGroupVersion.WithKind(kind))
+	if _, isList := obj.(ctrlclient.ObjectList); isList {
+		kind.Kind = strings.TrimSuffix(kind.Kind, "List")
+	}
+	if c.fresh {
+		switch kind {
+		case corev1.SchemeGroupVersion.WithKind("Service"), corev1.SchemeGroupVersion.WithKind("Namespace"),
+			discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"):
+		default:
+			return nil
+		}
+	}
+	return c.synced(kind)
 }
 
 func (c *client) synced(kind schema.GroupVersionKind) *feed {

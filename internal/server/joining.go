@@ -64,7 +64,7 @@ func joiningObjects() []ctrlclient.Object {
 		bind(nodeRoleName+":renew", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", nodes),
 		// What a worker's services, names and networks are made of.
 		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: nodeRoleName}, Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"nodes", "namespaces", "services"}, Verbs: read},
+			{APIGroups: []string{""}, Resources: []string{"nodes", "namespaces", "services", "pods"}, Verbs: read}, // pods: their addresses, for policies
 			{APIGroups: []string{discoveryv1.GroupName}, Resources: []string{"endpointslices"}, Verbs: read},
 			{APIGroups: []string{networkingv1.GroupName}, Resources: []string{"networkpolicies"}, Verbs: read},
 		}},

@@ -51,7 +51,7 @@ type remoteCluster struct {
 var _ nodeCluster = (*remoteCluster)(nil)
 
 func (c *remoteCluster) part(string) (ctrlclient.Client, informer.Source, error) {
-	return c.cluster.Client(), c.cluster.All(), nil
+	return c.cluster.Follower(), c.cluster.All(), nil
 }
 
 func (c *remoteCluster) forAgent() (ctrlclient.Client, informer.Source, error) {

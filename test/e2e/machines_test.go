@@ -97,6 +97,31 @@ func (m *machines) ip(i int) string {
 // name is the node name of machine i.
 func (m *machines) name(i int) string { return fmt.Sprintf("m%d", i) }
 
+// token is the address and the token of the command that a server prints for a machine that is to join.
+func (m *machines) token(t *testing.T, server int, flags ...string) (address, token string) {
+	t.Helper()
+	words := strings.Fields(m.node[server].mustGantry(t, append([]string{"token", "create"}, flags...)...))
+	for i := range len(words) - 1 {
+		switch words[i] {
+		case "--join":
+			address = words[i+1]
+		case "--token":
+			token = words[i+1]
+		}
+	}
+	if address != m.ip(server)+":6443" || token == "" {
+		t.Fatalf("token create says %q", words)
+	}
+	return address, token
+}
+
+// join makes machine i a worker of the cluster of a server, and returns its steps.
+func (m *machines) join(t *testing.T, server, i int) string {
+	t.Helper()
+	address, token := m.token(t, server)
+	return m.node[i].up(t, "--join", address, "--token", token)
+}
+
 // cut takes the link of machine i away, both ways; nobody's addresses or routes change.
 func (m *machines) cut(t *testing.T, i int) {
 	t.Helper()

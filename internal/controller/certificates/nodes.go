@@ -41,9 +41,12 @@ func (cc *Controller) refuseTaken(ctx context.Context, csr *certificatesv1.Certi
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("asking whether there is a node %s: %w", name, err)
 	}
+	message := fmt.Sprintf("there is a node %s: remove it with \"gantry node rm %s\" if it is gone for good, or join under another name with --node-name", name, name)
+	if reserved {
+		message = fmt.Sprintf("%s is a name of the API, so no node can have it: join under another name with --node-name", name)
+	}
 	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue, Reason: "NameTaken", LastUpdateTime: metav1.Now(),
-		Message: fmt.Sprintf("there is a node %s: remove it with \"gantry node rm %s\" if it is gone for good, or join under another name with --node-name", name, name),
+		Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue, Reason: "NameTaken", LastUpdateTime: metav1.Now(), Message: message,
 	})
 	if err := cc.client.SubResource("approval").Update(ctx, csr); err != nil {
 		return false, fmt.Errorf("refusing %s: %w", csr.Name, err)
