@@ -81,9 +81,9 @@ func judge(from, to place, plain, policy []probe.Answer) (Pair, []Problem) {
 		say(fmt.Sprintf("pods on %s do not reach pods on %s: %s", from.Node, to.Node, reasons(tcp, udp, closed)), podCure(from, to))
 		return pair, out // all else goes by the same way
 	}
-	if from.Node != to.Node && tcp.Peer != from.PodIP {
+	if from.Node != to.Node && tcp.Peer != tcp.Own {
 		pair.Pods = Broken
-		say(fmt.Sprintf("pods on %s are seen on %s as %s, want %s: something on the way translates addresses", from.Node, to.Node, tcp.Peer, from.PodIP),
+		say(fmt.Sprintf("pods on %s are seen on %s as %s, want %s: something on the way translates addresses", from.Node, to.Node, tcp.Peer, tcp.Own),
 			"take the cluster's pod range out of the rules that masquerade, on both machines")
 	}
 	if !mtu.OK {

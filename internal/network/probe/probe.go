@@ -47,6 +47,7 @@ type Question struct {
 type Answer struct {
 	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`
+	Own   string `json:"own,omitempty"`  // the address that was asked from
 	Peer  string `json:"peer,omitempty"` // the address that the server saw
 	MTU   int    `json:"mtu,omitempty"`  // the largest packet that arrived
 	Said  int    `json:"said,omitempty"` // what the path was said to carry
@@ -229,5 +230,5 @@ func askServer(ctx context.Context, network string, q Question) (Answer, error) 
 	if name != q.Want {
 		return Answer{}, fmt.Errorf("%s answered, want %s", name, q.Want)
 	}
-	return Answer{Peer: strings.TrimRight(peer, "\x00\n")}, nil
+	return Answer{Own: host(conn.LocalAddr()), Peer: strings.TrimRight(peer, "\x00\n")}, nil
 }

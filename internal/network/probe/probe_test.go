@@ -50,7 +50,7 @@ func TestAsk(t *testing.T) {
 			if !answer.OK {
 				t.Errorf("%+v: %s", plan[i], answer.Error)
 			}
-			if plan[i].Kind == MTU && (answer.MTU != 1500 || answer.Said != 1500) || plan[i].Kind == TCP && answer.Peer != "192.0.2.2" {
+			if plan[i].Kind == MTU && (answer.MTU != 1500 || answer.Said != 1500) || plan[i].Kind == TCP && (answer.Peer != "192.0.2.2" || answer.Own != "192.0.2.2") {
 				t.Errorf("%+v: %+v", plan[i], answer)
 			}
 		}
