@@ -163,7 +163,7 @@ func TestFenceOverARestart(t *testing.T) {
 		if h.beat().Leaving != heartbeat.LeavingRestart {
 			t.Errorf("the last beat was %+v; want that it announces a restart", h.beat())
 		}
-		time.Sleep(50 * time.Second)
+		r.sleep(50 * time.Second)
 		if !r.running("main") {
 			t.Fatal("the pod ended during a restart that was announced")
 		}
