@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -28,6 +29,7 @@ import (
 	"gantry.dev/gantry/internal/api/registry"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/server"
+	"gantry.dev/gantry/internal/store"
 )
 
 // Options tunes a Cluster. The zero value is an empty cluster.
@@ -54,6 +56,12 @@ type Options struct {
 	// Gateway is what serves Ingress and the Gateway API; nil: nobody does.
 	Gateway *config.Gateway
 
+	// Name, Peer and Join make it a server among others, see server.ControlPlaneOptions; With is one of them, whose keys it has.
+	Name string
+	Peer *store.Peer
+	Join []store.Member
+	With *Cluster
+
 	// Access is who is believed and what is recorded; nil is the default.
 	Access *config.Access
 }
@@ -71,7 +79,11 @@ type Cluster struct {
 	t         testing.TB
 	stop      func()
 	authority *authority
+	key       *ecdsa.PrivateKey
 }
+
+// encryptionFile holds the keys of Secrets, which servers of one cluster share.
+const encryptionFile = "encryption.yaml"
 
 // Start runs a control plane until the test ends or Stop is called, and waits until it is
 // ready.
@@ -89,6 +101,16 @@ func Start(t testing.TB, opts Options) *Cluster {
 		t.Fatal(err)
 	}
 	ca := newAuthority(t)
+	if opts.With != nil {
+		key, ca = opts.With.key, opts.With.authority
+		keys, err := os.ReadFile(filepath.Join(opts.With.Dir, encryptionFile))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(opts.Dir, encryptionFile), keys, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	pool := cmp.Or(opts.ClientCAs, ca.pool())
 	rootCA := opts.RootCA
 	if rootCA == nil {
@@ -96,9 +118,10 @@ func Start(t testing.TB, opts Options) *Cluster {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cp, err := server.NewControlPlane(ctx, server.ControlPlaneOptions{
-		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, "encryption.yaml"), ImagesDir: filepath.Join(opts.Dir, "registry"),
+		EtcdDir: filepath.Join(opts.Dir, "etcd"), EncryptionKey: filepath.Join(opts.Dir, encryptionFile), ImagesDir: filepath.Join(opts.Dir, "registry"),
 		GitDir:    filepath.Join(opts.Dir, "git"),
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
+		Name: opts.Name, Peer: opts.Peer, Join: opts.Join,
 		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
 		WithoutControllers: opts.WithoutControllers,
 		Gateway:            opts.Gateway,
@@ -114,7 +137,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cp.Run(ctx) }()
-	c := &Cluster{ControlPlane: cp, Client: cp.Admin(), Handler: cp.Handler(), Dir: opts.Dir, t: t, authority: ca}
+	c := &Cluster{ControlPlane: cp, Client: cp.Admin(), Handler: cp.Handler(), Dir: opts.Dir, t: t, authority: ca, key: key}
 	c.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // startAccessControllers runs what looks after tokens and certificates.
-func (cp *ControlPlane) startAccessControllers(run func(string, func(context.Context) error)) error {
+func (cp *term) startAccessControllers() error {
 	log := cp.opts.Logger
 	type made struct {
 		name  string
@@ -47,7 +47,7 @@ func (cp *ControlPlane) startAccessControllers(run func(string, func(context.Con
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		run(m.name, built.Run)
+		cp.run(m.name, built.Run)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 const addonController = "gantry-addon"
 
 // runAddons keeps addons, once the platform's kinds are served.
-func (cp *ControlPlane) runAddons(ctx context.Context) error {
+func (cp *term) runAddons(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
@@ -29,7 +29,7 @@ func (cp *ControlPlane) runAddons(ctx context.Context) error {
 	if err := cp.awaitRight(ctx, account, v1alpha1.Group, "apps"); err != nil {
 		return err
 	}
-	c, informers, err := cp.AsPlatform(account, addonController)
+	c, informers, err := asPlatform(cp, account, addonController)
 	if err != nil {
 		return err
 	}

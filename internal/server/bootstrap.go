@@ -10,7 +10,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -81,10 +80,11 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := cp.publishJoining(ctx); err != nil {
 		return err
 	}
-	if cp.opts.Endpoint == nil {
+	if cp.opts.Endpoint == nil || cp.store.HasCompany() { // the leader lists the servers
 		return nil
 	}
-	return cp.publishEndpoint(ctx, cp.opts.Endpoint())
+	own := cp.opts.Endpoint()
+	return cp.publishEndpoints(ctx, []netip.Addr{own.Addr()}, own.Port())
 }
 
 // ensure creates obj unless there is one of its name.
@@ -262,62 +262,4 @@ func dnsService(ip netip.Addr) *corev1.Service {
 			},
 		},
 	}
-}
-
-// publishEndpoint points default/kubernetes at this server.
-func (cp *ControlPlane) publishEndpoint(ctx context.Context, at netip.AddrPort) error {
-	port := int32(at.Port())
-	endpoints := &corev1.Endpoints{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: metav1.NamespaceDefault, Name: "kubernetes",
-			Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"},
-		},
-		Subsets: []corev1.EndpointSubset{{
-			Addresses: []corev1.EndpointAddress{{IP: at.Addr().String()}},
-			Ports:     []corev1.EndpointPort{{Name: "https", Port: port, Protocol: corev1.ProtocolTCP}},
-		}},
-	}
-	there := new(corev1.Endpoints)
-	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(endpoints), there)
-	switch {
-	case apierrors.IsNotFound(err):
-		err = cp.admin.Create(ctx, endpoints)
-	case err == nil && !equality.Semantic.DeepEqual(there.Subsets, endpoints.Subsets):
-		next := there.DeepCopy()
-		next.Subsets = endpoints.Subsets
-		err = cp.admin.Update(ctx, next)
-	}
-	if err != nil {
-		return err
-	}
-	return cp.publishSlice(ctx, at)
-}
-
-func (cp *ControlPlane) publishSlice(ctx context.Context, at netip.AddrPort) error {
-	name, port, protocol, yes := "https", int32(at.Port()), corev1.ProtocolTCP, true
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: metav1.NamespaceDefault, Name: "kubernetes",
-			Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"},
-		},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{at.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &yes}}},
-		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &protocol}},
-	}
-	if at.Addr().Is6() {
-		slice.AddressType = discoveryv1.AddressTypeIPv6
-	}
-	there := new(discoveryv1.EndpointSlice)
-	err := cp.admin.Get(ctx, ctrlclient.ObjectKeyFromObject(slice), there)
-	switch {
-	case apierrors.IsNotFound(err):
-		return cp.admin.Create(ctx, slice)
-	case err != nil:
-		return err
-	case equality.Semantic.DeepEqual(there.Endpoints, slice.Endpoints) && equality.Semantic.DeepEqual(there.Ports, slice.Ports):
-		return nil
-	}
-	next := there.DeepCopy()
-	next.Endpoints, next.Ports = slice.Endpoints, slice.Ports
-	return cp.admin.Update(ctx, next)
 }

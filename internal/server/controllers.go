@@ -56,7 +56,7 @@ type made struct {
 }
 
 // startControllers makes each controller with an identity of its own and runs it.
-func (cp *ControlPlane) startControllers(run func(string, func(context.Context) error)) error {
+func (cp *term) startControllers() error {
 	for _, m := range slices.Concat(cp.workloadControllers(), cp.clusterControllers(), cp.storageControllers()) {
 		if slices.Contains(cp.opts.WithoutControllers, m.account) {
 			continue
@@ -72,21 +72,24 @@ func (cp *ControlPlane) startControllers(run func(string, func(context.Context) 
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.account, err)
 		}
-		run(m.account, built.Run)
+		cp.run(m.account, built.Run)
 	}
-	if err := cp.startAccessControllers(run); err != nil {
+	if err := cp.startAccessControllers(); err != nil {
 		return err
 	}
-	if err := cp.startGateway(run); err != nil {
+	if err := cp.startGateway(); err != nil {
 		return err
 	}
-	run("platform", cp.runPlatform)
-	run("addons", cp.runAddons)
-	run("backups", cp.runBackups)
+	cp.run("platform", cp.runPlatform)
+	cp.run("addons", cp.runAddons)
+	cp.run("backups", cp.runBackups)
+	if cp.opts.Endpoint != nil {
+		cp.run("endpoints of the API", cp.keepEndpoints)
+	}
 	if cp.opts.NoScheduler {
 		return nil
 	}
-	return cp.startScheduler(run)
+	return cp.startScheduler()
 }
 
 // workloadControllers make pods, or say how many may be disrupted.

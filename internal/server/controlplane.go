@@ -43,6 +43,7 @@ import (
 
 // ControlPlaneOptions says what a control plane serves. All but the last group are required.
 type ControlPlaneOptions struct {
+	Name          string // of this server among others: its node's; default "default"
 	EtcdDir       string
 	EncryptionKey string // path of the provider file for Secrets, made when missing
 	ClientCAs     func() *x509.CertPool
@@ -63,6 +64,8 @@ type ControlPlaneOptions struct {
 	ServedAs       func() *x509.Certificate                  // the API's own certificate, whose names no node gets; nil: none
 	Access         *config.Access                            // who is believed and what is recorded; nil: kube-apiserver's defaults
 	Tolerations    *config.Tolerations                       // of pods that say nothing; nil: config.DefaultTolerations
+	Peer           *store.Peer                               // how other servers reach this one's store; nil: it stays alone
+	Join           []store.Member                            // the servers to join, if EtcdDir has no data
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
@@ -101,7 +104,8 @@ type ControlPlane struct {
 	aggregator *aggregate.Aggregator
 	fairness   *fairness.Dispatcher
 	schedulers *scheduler.Config
-	scheduler  *scheduler.Scheduler // set before controlled is closed; nil with NoScheduler
+	scheduler  atomic.Pointer[scheduler.Scheduler] // nil with NoScheduler, and while another server leads
+	placing    *scheduler.Metrics                  // of the schedulers of all terms
 	metrics    *prometheus.Registry
 	images     *images.Store     // nil: no registry
 	collector  *images.Collector // set before controlled is closed; nil without registry
@@ -111,6 +115,7 @@ type ControlPlane struct {
 	controlled chan struct{} // closed when the controllers have begun
 	// gatewayServed is closed when the Gateway API's kinds are served; never without a gateway.
 	gatewayServed chan struct{}
+	serveGateway  func() // closes it
 	buildLogs     atomic.Pointer[build.Controller]
 	platform      chan struct{} // closed when the kinds of gantry.dev are served
 
@@ -149,6 +154,10 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	if cp.heartbeats, err = nodecontroller.NewHeartbeats(nodecontroller.HeartbeatOptions{}); err != nil {
 		return nil, err
 	}
+	cp.serveGateway = sync.OnceFunc(func() { close(cp.gatewayServed) })
+	if cp.placing, err = scheduler.NewMetrics(metrics); err != nil {
+		return nil, err
+	}
 	cp.registry, err = registry.New(registry.Options{
 		Logger: opts.Logger, Sealers: sealing.sealer, RoleGuard: cp.authorizer, Authorizer: cp.authorizer, ServiceCIDR: opts.ServiceCIDR,
 		RuntimeConfig: opts.RuntimeConfig, ServeMetrics: opts.Metrics != nil || opts.AgentTransport != nil,
@@ -158,6 +167,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 	}
 	cp.store, err = store.New(store.Options{
 		Dir: opts.EtcdDir, Kinds: cp.registry.Kinds(), Logger: opts.Logger, Tick: opts.Tick, NoFsync: opts.NoFsync,
+		Name: opts.Name, Peer: opts.Peer, Join: opts.Join,
 	})
 	if err != nil {
 		return nil, err
@@ -289,14 +299,20 @@ func (cp *ControlPlane) Serving() <-chan struct{} { return cp.serving }
 // Ready is closed when the cluster's own namespaces, roles and services are there.
 func (cp *ControlPlane) Ready() <-chan struct{} { return cp.ready }
 
-// Controlled is closed when the controllers and the scheduler have begun.
+// Controlled is closed when the controllers and the scheduler have begun, here or at the server that leads.
 func (cp *ControlPlane) Controlled() <-chan struct{} { return cp.controlled }
 
 // Revision is the revision of the last change that readers see.
 func (cp *ControlPlane) Revision() int64 { return cp.store.Revision() }
 
-// Why tells how each node does for a pod as the scheduler sees things now. It may be asked when Controlled is closed.
-func (cp *ControlPlane) Why(pod *corev1.Pod) scheduler.Diagnosis { return cp.scheduler.Why(pod) }
+// Why tells how each node does for a pod as the scheduler sees things now. It may be asked when Controlled is closed, of a
+// server that leads: others know nothing.
+func (cp *ControlPlane) Why(pod *corev1.Pod) scheduler.Diagnosis {
+	if s := cp.scheduler.Load(); s != nil {
+		return s.Why(pod)
+	}
+	return scheduler.Diagnosis{}
+}
 
 // Registry serves every kind, without asking who may.
 func (cp *ControlPlane) Registry() *registry.Registry { return cp.registry }
@@ -317,12 +333,10 @@ func (cp *ControlPlane) AsAdmin(manager string) (*client.Client, *client.Cache, 
 
 // as is As with a narrowed view of some kinds.
 func (cp *ControlPlane) as(opts client.Options, narrowed map[schema.GroupVersionKind]fields.Selector) (*client.Client, *client.Cache, error) {
-	opts.Registry, opts.Authorizer = cp.registry, cp.authorizer
-	c, err := client.New(opts)
+	c, informers, err := cp.newClient(opts, narrowed)
 	if err != nil {
 		return nil, nil, err
 	}
-	informers := client.NewCache(c, client.CacheOptions{Logger: cp.opts.Logger, Fields: narrowed})
 	cp.mu.Lock()
 	defer cp.mu.Unlock()
 	if cp.running != nil {
@@ -331,6 +345,16 @@ func (cp *ControlPlane) as(opts client.Options, narrowed map[schema.GroupVersion
 		cp.caches = append(cp.caches, informers)
 	}
 	return c, informers, nil
+}
+
+// newClient is as for informers that somebody else starts.
+func (cp *ControlPlane) newClient(opts client.Options, narrowed map[schema.GroupVersionKind]fields.Selector) (*client.Client, *client.Cache, error) {
+	opts.Registry, opts.Authorizer = cp.registry, cp.authorizer
+	c, err := client.New(opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, client.NewCache(c, client.CacheOptions{Logger: cp.opts.Logger, Fields: narrowed}), nil
 }
 
 // controllerUser is the service account under which a controller works; upstream's bootstrap
@@ -421,19 +445,16 @@ func (cp *ControlPlane) work(ctx context.Context) error {
 			return err
 		}
 	}
-	start := cp.startControllers
-	if cp.opts.NoControllers {
-		start = cp.startScheduler
-	}
-	if err := start(run); err != nil {
-		return err
-	}
 	if !cp.opts.NoControllers {
 		if err := cp.startImages(run); err != nil {
 			return err
 		}
+		run("platform's objects", cp.preparePlatform)
+		run("gateway's kinds", cp.awaitGateway)
 	}
-	close(cp.controlled)
+	run("leading", func(ctx context.Context) error {
+		return cp.lead(ctx, func() { close(cp.controlled) })
+	})
 	<-ctx.Done()
 	return firstOf(failed)
 }

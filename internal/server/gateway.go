@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -52,32 +53,32 @@ func gatewayScheme() (*runtime.Scheme, error) {
 }
 
 // asGateway gives a part of the gateway its client: it reads what controllers read.
-func (cp *ControlPlane) asGateway(account string) (*client.Client, *client.Cache, error) {
+func asGateway(from clients, account string) (*client.Client, *client.Cache, error) {
 	scheme, err := gatewayScheme()
 	if err != nil {
 		return nil, nil, err
 	}
-	return cp.as(client.Options{User: gatewayUser(account), Manager: account, Lister: controllersUser(), Scheme: scheme}, nil)
+	return from.as(client.Options{User: gatewayUser(account), Manager: account, Lister: controllersUser(), Scheme: scheme}, nil)
 }
 
 // startGateway runs what looks after the gateway's objects and certificates.
-func (cp *ControlPlane) startGateway(run func(string, func(context.Context) error)) error {
+func (cp *term) startGateway() error {
 	settings := cp.opts.Gateway
 	if settings == nil {
 		return nil
 	}
-	c, informers, err := cp.asGateway(gatewayAccount)
+	c, informers, err := asGateway(cp, gatewayAccount)
 	if err != nil {
 		return err
 	}
 	status, err := gateway.New(c, informers, cp.Events(events.Source{Component: gatewayAccount}), gateway.Options{
 		HTTPPort: settings.HTTPPort, HTTPSPort: settings.HTTPSPort, Public: settings.PublicAddresses,
-		Served: func() { close(cp.gatewayServed) }, Log: cp.opts.Logger,
+		Served: cp.serveGateway, Log: cp.opts.Logger,
 	})
 	if err != nil {
 		return err
 	}
-	if c, informers, err = cp.asGateway(certsAccount); err != nil {
+	if c, informers, err = asGateway(cp, certsAccount); err != nil {
 		return err
 	}
 	options := certs.Options{Public: settings.PublicAddresses, Log: cp.opts.Logger}
@@ -89,9 +90,29 @@ func (cp *ControlPlane) startGateway(run func(string, func(context.Context) erro
 	if err != nil {
 		return err
 	}
-	run("gateway", status.Run)
-	run("certificates", issuer.Run)
+	cp.run("gateway", status.Run)
+	cp.run("certificates", issuer.Run)
 	return nil
+}
+
+// awaitGateway notices that the leader has made the Gateway API's kinds.
+func (cp *ControlPlane) awaitGateway(ctx context.Context) error {
+	if cp.opts.Gateway == nil {
+		return nil
+	}
+	for {
+		if leading, _ := cp.store.Leading(); !leading && cp.store.HasKind("httproutes."+gatewayv1.GroupName) {
+			cp.serveGateway()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-cp.gatewayServed:
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // feedGateway is what a node's feeder needs for the gateway; nil where there is none.
@@ -99,7 +120,7 @@ func (cp *ControlPlane) feedGateway(settings *config.Gateway, nodeName string, s
 	if settings.Off {
 		return nil, nil //nolint:nilnil // no gateway is no error
 	}
-	c, informers, err := cp.asGateway(edgeAccount)
+	c, informers, err := asGateway(cp, edgeAccount)
 	if err != nil {
 		return nil, err
 	}

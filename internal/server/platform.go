@@ -33,23 +33,37 @@ func platformUser(name string) user.Info {
 
 // AsPlatform is As with the kinds of gantry.dev and of the Gateway API as Go types.
 func (cp *ControlPlane) AsPlatform(u user.Info, manager string) (*client.Client, *client.Cache, error) {
+	return asPlatform(cp, u, manager)
+}
+
+func asPlatform(from clients, u user.Info, manager string) (*client.Client, *client.Cache, error) {
 	scheme, err := app.NewScheme()
 	if err != nil {
 		return nil, nil, err
 	}
-	return cp.as(client.Options{User: u, Lister: u, Manager: manager, Scheme: scheme}, nil)
+	return from.as(client.Options{User: u, Lister: u, Manager: manager, Scheme: scheme}, nil)
 }
 
 // Platform is closed when the kinds of gantry.dev are served.
 func (cp *ControlPlane) Platform() <-chan struct{} { return cp.platform }
 
-// runPlatform makes what the platform needs, then keeps applications. It begins beside the other controllers, so that no
-// start of the server waits for it.
-func (cp *ControlPlane) runPlatform(ctx context.Context) error {
+// preparePlatform makes what the platform needs. It begins beside the controllers, so that no start of the server
+// waits for it.
+func (cp *ControlPlane) preparePlatform(ctx context.Context) error {
 	if err := cp.insist(ctx, "making the platform's own objects", func() error { return cp.bootstrapPlatform(ctx) }); err != nil {
 		return nil // ctx has ended
 	}
 	close(cp.platform)
+	return nil
+}
+
+// runPlatform keeps applications, once the platform's kinds are served.
+func (cp *term) runPlatform(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-cp.platform:
+	}
 	if slices.Contains(cp.opts.WithoutControllers, appController) {
 		return nil
 	}
@@ -57,7 +71,7 @@ func (cp *ControlPlane) runPlatform(ctx context.Context) error {
 	if err := cp.awaitRight(ctx, account, v1alpha1.Group, "apps"); err != nil {
 		return err
 	}
-	c, informers, err := cp.AsPlatform(account, appController)
+	c, informers, err := asPlatform(cp, account, appController)
 	if err != nil {
 		return err
 	}

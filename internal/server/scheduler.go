@@ -27,13 +27,9 @@ func loadScheduler(path string) (*scheduler.Config, error) {
 	return config, nil
 }
 
-func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) error)) error {
+func (cp *term) startScheduler() error {
 	u := &user.DefaultInfo{Name: user.KubeScheduler, Groups: []string{user.AllAuthenticated}}
-	c, informers, err := cp.As(u, "kube-scheduler")
-	if err != nil {
-		return err
-	}
-	metrics, err := scheduler.NewMetrics(cp.metrics)
+	c, informers, err := cp.asUser(u, "kube-scheduler")
 	if err != nil {
 		return err
 	}
@@ -42,11 +38,14 @@ func (cp *ControlPlane) startScheduler(run func(string, func(context.Context) er
 		recorders[profile.Name] = cp.Events(events.Source{Component: profile.Name, Actions: scheduler.EventActions()})
 	}
 	recorder := recorders[cp.schedulers.Profiles[0].Name]
-	s, err := scheduler.New(c, informers, recorder, scheduler.Options{Config: cp.schedulers, Recorders: recorders, Metrics: metrics, Log: cp.opts.Logger})
+	s, err := scheduler.New(c, informers, recorder, scheduler.Options{Config: cp.schedulers, Recorders: recorders, Metrics: cp.placing, Log: cp.opts.Logger})
 	if err != nil {
 		return err
 	}
-	cp.scheduler = s
-	run("scheduler", s.Run)
+	cp.scheduler.Store(s)
+	cp.run("scheduler", func(ctx context.Context) error {
+		defer cp.scheduler.Store(nil)
+		return s.Run(ctx)
+	})
 	return nil
 }

@@ -22,10 +22,14 @@ import (
 	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/pki"
 	"gantry.dev/gantry/internal/programs"
+	"gantry.dev/gantry/internal/store"
 )
 
 // kubernetesVersion is the level of the API, as /version says it.
 const kubernetesVersion = "v1.36.3"
+
+// peerPort is where servers' stores reach each other, etcd's own.
+const peerPort = 2380
 
 // UpOptions is everything that a node needs to run.
 type UpOptions struct {
@@ -83,6 +87,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	}
 	endpoint := netip.AddrPortFrom(nodeIP, c.Listen.Port())
 	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
+		Name: opts.Identity.Name, Peer: storePeer(&c),
 		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", "encryption.yaml")), Access: &c.Access,
 		Tolerations: &c.Tolerations,
 		Authority:   func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
@@ -146,6 +151,18 @@ func servedAs(authority *pki.Authority) func() *x509.Certificate {
 			return &x509.Certificate{}
 		}
 		return cert.Leaf
+	}
+}
+
+// storePeer is how other servers reach this one's store; nil where they cannot.
+func storePeer(c *config.Config) *store.Peer {
+	if !c.NodeIP.IsValid() || c.NodeIP.IsLoopback() {
+		return nil
+	}
+	file := func(name, ending string) string { return c.Path("pki", filepath.FromSlash(name)+ending) }
+	return &store.Peer{
+		URL:      "https://" + netip.AddrPortFrom(c.NodeIP, peerPort).String(),
+		CertFile: file(string(pki.EtcdPeer), ".crt"), KeyFile: file(string(pki.EtcdPeer), ".key"), CAFile: file(string(pki.EtcdCA), ".crt"),
 	}
 }
 
