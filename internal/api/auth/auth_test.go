@@ -220,6 +220,33 @@ func TestClientCertificate(t *testing.T) {
 	}
 }
 
+// TestRemovedNode refuses what a node got before it was removed, and believes what it gets after joining again.
+func TestRemovedNode(t *testing.T) {
+	cert, pool := certFor(t, pkix.Name{CommonName: "system:node:w", Organization: []string{"system:nodes"}})
+	issued := cert.NotBefore.Add(issuedAfter)
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://api/", nil)
+	req.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
+	for name, tc := range map[string]struct {
+		node string
+		at   time.Time
+		good bool
+	}{
+		"after it got its certificate":  {"w", issued.Add(time.Minute), false},
+		"before it got its certificate": {"w", issued.Add(-time.Minute), true},
+		"another":                       {"v", issued.Add(time.Minute), true},
+	} {
+		a := newAuthenticator(t, Options{
+			Reader: cluster(), ClientCAs: func() *x509.CertPool { return pool },
+			RemovedNode: func(_ context.Context, node string) (time.Time, bool) { return tc.at, node == tc.node },
+		})
+		for range 2 { // the second time from what was verified before
+			if _, ok, err := a.AuthenticateRequest(req); ok != tc.good || (err == nil) != tc.good {
+				t.Errorf("%s: %v, %v; want %v", name, ok, err, tc.good)
+			}
+		}
+	}
+}
+
 func TestAnonymous(t *testing.T) {
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://api/", nil)
 	response, ok, err := newAuthenticator(t, Options{Reader: cluster()}).AuthenticateRequest(req)
