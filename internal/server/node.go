@@ -115,6 +115,11 @@ func (n *node) buildNetwork() error {
 	if err != nil {
 		return err
 	}
+	if cp := n.opts.controlPlane; cp != nil { // whose API tells the metrics of this process
+		if err := registerPolicyDrops(cp.metrics, policies); err != nil {
+			return err
+		}
+	}
 	n.network = &networkPart{policies: policies, options: func(podCIDR netip.Prefix) podnet.Options {
 		return podNetworkOptions(c, podCIDR, n.opts.logger)
 	}}

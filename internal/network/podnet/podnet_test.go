@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -59,6 +60,27 @@ func ask(t testing.TB, path, network, address, wantName, wantPeer string) {
 	name, peer, err := nettest.Ask(t, path, network, address)
 	if err != nil || name != wantName || (wantPeer != "" && peer != wantPeer) {
 		t.Errorf("asking %s %s = %q from %q, %v; want %q from %q", network, address, name, peer, err, wantName, wantPeer)
+	}
+}
+
+// TestNoIPv6 looks for addresses by which pods on one bridge would reach each other past the node.
+func TestNoIPv6(t *testing.T) {
+	nettest.Need(t)
+	path, addr := setup(t, start(t, testOptions(t.TempDir())), "pod-a")
+	var have []string
+	if err := nettest.In(t, path, func() error {
+		list, err := net.InterfaceAddrs()
+		for _, a := range list {
+			have = append(have, a.String())
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range have {
+		if a != "127.0.0.1/8" && a != "::1/128" && a != addr.String()+"/32" {
+			t.Errorf("the pod has %v", have)
+		}
 	}
 }
 

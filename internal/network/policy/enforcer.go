@@ -90,10 +90,7 @@ func (e *Enforcer) Ready() <-chan struct{} { return e.ready }
 
 // Run keeps the rules up until ctx ends. The rules stay: pods go on while nobody keeps them.
 func (e *Enforcer) Run(ctx context.Context) error {
-	stop, err := informer.Listen(ctx, e.informers, informer.Subscription{Object: &networkingv1.NetworkPolicy{}, OnEvent: e.changed})
-	if err != nil {
-		return err
-	}
+	stop := e.listen(ctx)
 	defer stop()
 	defer func() {
 		e.mu.Lock()
@@ -123,6 +120,40 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// listen subscribes to policies, as soon as that can be done. stop ends that.
+func (e *Enforcer) listen(ctx context.Context) (stop func()) {
+	for {
+		stop, err := informer.Listen(ctx, e.informers, informer.Subscription{Object: &networkingv1.NetworkPolicy{}, OnEvent: e.changed})
+		if err == nil {
+			return stop
+		}
+		if ctx.Err() == nil {
+			e.log.Warn("network policies cannot be watched", "error", err)
+		}
+		if !lifecycle.Pause(ctx, e.opts.RetryDelay) {
+			return func() {}
+		}
+	}
+}
+
+// Drops are packets that network policies dropped on this node since their table was written.
+type Drops struct{ Ingress, Egress uint64 }
+
+// Dropped counts what was dropped. Without policies it is nothing.
+func (e *Enforcer) Dropped() (Drops, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.kernel.rules == nil {
+		return Drops{}, nil
+	}
+	in, err := e.kernel.dropCount(ingress)
+	if err != nil {
+		return Drops{}, err
+	}
+	out, err := e.kernel.dropCount(egress)
+	return Drops{in, out}, err
 }
 
 // Cover makes the rules for a pod of this node that has, or is about to get, the addresses, and returns when the kernel has
@@ -159,10 +190,13 @@ func (e *Enforcer) Cover(ctx context.Context, uid string, obj *corev1.Pod, addrs
 
 // coverLocked brings the rules up with one more pod. e.mu is held.
 func (e *Enforcer) coverLocked(ctx context.Context, p *pod, isNew bool) error {
-	// What was said of policies before the pod was made may still be on its way here.
+	// What was said of policies before the pod was made may still be on its way here. What is no pod of the API, as a build, has
+	// no namespace and no policies.
 	var list networkingv1.NetworkPolicyList
-	if err := e.client.List(ctx, &list, client.InNamespace(p.Key.Namespace)); err != nil {
-		return fmt.Errorf("listing network policies of %s: %w", p.Key.Namespace, err)
+	if p.Key.Namespace != "" {
+		if err := e.client.List(ctx, &list, client.InNamespace(p.Key.Namespace)); err != nil {
+			return fmt.Errorf("listing network policies of %s: %w", p.Key.Namespace, err)
+		}
 	}
 	have := e.state.policies[p.Key.Namespace]
 	for i := range list.Items {
@@ -245,6 +279,9 @@ func (e *Enforcer) syncAll(ctx context.Context) error {
 	}
 	for i := range policies.Items {
 		e.takePolicy(client.ObjectKeyFromObject(&policies.Items[i]), &policies.Items[i])
+	}
+	for _, addr := range e.kernel.coveredAddrs() {
+		e.state.orphan(addr)
 	}
 	whole := e.state.whole()
 	if err := e.kernel.replace(whole); err != nil {

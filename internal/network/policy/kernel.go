@@ -19,6 +19,10 @@ import (
 // TableName is the nftables table (family ip) that this package owns.
 const TableName = "gantry-policy"
 
+// guardName is the table that holds the same rules while the first is replaced. One transaction is not enough for that: a packet
+// on its way between two hooks can meet each chain in the generation in which it is empty.
+const guardName = TableName + "-guard"
+
 // elementsPerMessage keeps a message below the 64 KiB that a netlink attribute can hold.
 const elementsPerMessage = 400
 
@@ -45,8 +49,10 @@ type kernel struct {
 	rules map[string]int // how many rules each chain has; nil: there is no table
 }
 
-func newKernel() *kernel {
-	return &kernel{table: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: TableName}}
+func newKernel() *kernel { return &kernel{table: tableOf(TableName)} }
+
+func tableOf(name string) *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: name}
 }
 
 // connect returns a connection whose buffers hold a transaction of that many elements.
@@ -61,8 +67,27 @@ func connect(elements int) *nftables.Conn {
 	return conn
 }
 
-// replace puts the whole table in place in one transaction.
+// replace puts the whole table in place. What was there before holds until the new rules do.
 func (k *kernel) replace(whole change) error {
+	found, err := ownTables()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(found, TableName) {
+		guard := &kernel{table: tableOf(guardName)}
+		if err := guard.rewrite(whole); err != nil {
+			return err
+		}
+		found = append(found, guardName)
+	}
+	if err := k.rewrite(whole); err != nil {
+		return err
+	}
+	return drop(slices.DeleteFunc(found, func(name string) bool { return name == TableName }))
+}
+
+// rewrite writes one table anew, in one transaction.
+func (k *kernel) rewrite(whole change) error {
 	conn := connect(whole.size())
 	conn.AddTable(k.table)
 	conn.DelTable(k.table)
@@ -74,25 +99,79 @@ func (k *kernel) replace(whole change) error {
 	return k.write(conn, whole)
 }
 
+// ownTables returns the names of this package's tables that are there.
+func ownTables() ([]string, error) {
+	list, err := (&nftables.Conn{}).ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables tables: %w", err)
+	}
+	var out []string
+	for _, t := range list {
+		if t.Name == TableName || t.Name == guardName {
+			out = append(out, t.Name)
+		}
+	}
+	return out, nil
+}
+
+// drop deletes tables.
+func drop(names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	conn := &nftables.Conn{}
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		conn.DelTable(tableOf(name))
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("deleting nftables tables %v: %w", names, err)
+	}
+	return nil
+}
+
 // apply sends one change.
 func (k *kernel) apply(c change) error { return k.write(connect(c.size()), c) }
 
 // remove takes the table away if it is there.
 func (k *kernel) remove() error {
 	k.rules = nil
-	conn := &nftables.Conn{}
-	found, err := conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	found, err := ownTables()
 	if err != nil {
-		return fmt.Errorf("listing nftables tables: %w", err)
+		return err
 	}
-	if !slices.ContainsFunc(found, func(t *nftables.Table) bool { return t.Name == TableName }) {
+	return drop(found)
+}
+
+// coveredAddrs returns the addresses that the kernel has chains for, whoever wrote them. Without a table there are none.
+func (k *kernel) coveredAddrs() []netip.Addr {
+	list, err := (&nftables.Conn{}).GetSetElements(k.set(coveredSet))
+	if err != nil {
 		return nil
 	}
-	conn.DelTable(k.table)
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("deleting nftables table %s: %w", TableName, err)
+	var out []netip.Addr
+	for _, e := range list {
+		if len(e.Key) == 8 {
+			out = append(out, netip.AddrFrom4([4]byte(e.Key[:4])))
+		}
 	}
-	return nil
+	return out
+}
+
+// dropCount returns how many packets were dropped since the table was written.
+func (k *kernel) dropCount(d direction) (uint64, error) {
+	obj, err := (&nftables.Conn{}).GetObject(k.counter(d))
+	if err != nil {
+		return 0, fmt.Errorf("reading counter %s: %w", k.counter(d).Name, err)
+	}
+	switch o := obj.(type) {
+	case *nftables.CounterObj:
+		return o.Packets, nil
+	case *nftables.NamedObj:
+		if counter, ok := o.Obj.(*expr.Counter); ok {
+			return counter.Packets, nil
+		}
+	}
+	return 0, fmt.Errorf("reading counter %s: it is a %T", k.counter(d).Name, obj)
 }
 
 // whole reports whether the kernel still has each rule that was written.
@@ -107,7 +186,7 @@ func (k *kernel) whole() (bool, error) {
 	}
 	found := 0
 	for _, chain := range chains {
-		if chain.Table.Name != TableName {
+		if chain.Table.Name != k.table.Name {
 			continue
 		}
 		found++
@@ -205,7 +284,7 @@ func (k *kernel) write(conn *nftables.Conn, c change) error {
 	}
 	k.dropUnused(conn, c)
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("writing nftables table %s: %w", TableName, err)
+		return fmt.Errorf("writing nftables table %s: %w", k.table.Name, err)
 	}
 	for name, rules := range c.Chains {
 		k.rules[name] = len(rules)

@@ -262,7 +262,12 @@ func TestFirstPacket(t *testing.T) {
 		// Wait until it has certainly sent with its link up.
 		var inside atomic.Int64
 		listenUDP(t, w.paths["shop/"+obj.Name], ":9001", &inside)
-		for deadline := time.Now().Add(quiet); time.Now().Before(deadline) && (obj != control || heard.Load() == before); {
+		enough := func() bool { return obj == control && heard.Load() > before && inside.Load() > 0 }
+		wait := quiet
+		if obj == control {
+			wait = 20 * time.Second
+		}
+		for deadline := time.Now().Add(wait); time.Now().Before(deadline) && !enough(); {
 			sendUDP(t, w.paths["shop/db"], netip.AddrPortFrom(w.addrs["shop/"+obj.Name], 9001))
 		}
 		cancel()
@@ -346,7 +351,7 @@ func TestRestart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan int64, 1)
 	go func() { done <- flood(ctx, t, w.paths["shop/db"], netip.AddrPortFrom(w.addrs["shop/web"], 9000)) }()
-	for range 5 {
+	for range 20 {
 		w.stop()
 		w.run()
 		<-w.enforcer.Ready()
@@ -358,6 +363,9 @@ func TestRestart(t *testing.T) {
 	cancel()
 	if sent := <-done; sent == 0 || heard.Load() > 0 {
 		t.Errorf("of %d packets %d arrived", sent, heard.Load())
+	}
+	if found, err := ownTables(); err != nil || len(found) != 1 {
+		t.Errorf("after the restarts there are tables %v, %v; want %s", found, err, TableName)
 	}
 }
 
@@ -392,6 +400,9 @@ func TestDeletedPod(t *testing.T) {
 	w.remove(testPod("shop", "web"))
 	w.settle()
 	w.expect("shop/db", "tcp4", "shop/web:80", false)
+	if drops, err := w.enforcer.Dropped(); err != nil || drops.Ingress == 0 || drops.Egress != 0 {
+		t.Errorf("Dropped = %+v, %v; want packets to the pod", drops, err)
+	}
 	w.disconnect("shop", "web")
 	w.settle()
 	w.enforcer.mu.Lock()
@@ -399,6 +410,25 @@ func TestDeletedPod(t *testing.T) {
 	if w.enforcer.state.covered(w.addrs["shop/web"]) || len(w.enforcer.state.chains) > 0 {
 		t.Errorf("after the pod is gone there are chains %v", w.enforcer.state.chains)
 	}
+}
+
+// TestDeletedWhileAway keeps a pod closed that still runs, when a new enforcer has never heard of it.
+func TestDeletedWhileAway(t *testing.T) {
+	w := shopWorld(t)
+	w.put(webPolicy("p", networkingv1.NetworkPolicySpec{}))
+	w.until("shop/db", "tcp4", "shop/web:80", false)
+	w.stop()
+	w.remove(testPod("shop", "web"))
+	w.run()
+	<-w.enforcer.Ready()
+	w.expect("shop/db", "tcp4", "shop/web:80", false)
+	w.expect("shop/web", "tcp4", "shop/db:80", false)
+	// Who gets the address next is not closed for it.
+	next := testPod("shop", "next", "app", "next")
+	if err := w.enforcer.Cover(t.Context(), "shop-next", next, []netip.Addr{w.addrs["shop/web"]}, true); err != nil {
+		t.Fatal(err)
+	}
+	w.expect("shop/db", "tcp4", "shop/web:80", true)
 }
 
 // TestSCTP sends the first chunk of an association by raw sockets: many kernels are built without SCTP, which the rules do

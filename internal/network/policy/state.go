@@ -37,6 +37,7 @@ type state struct {
 	byKey      map[types.NamespacedName]types.UID // of what the API has
 	local      map[netip.Addr]*pod                // who has an address of this node
 	owners     map[netip.Addr][]*pod              // all of this node's pods that say so
+	orphans    map[netip.Addr]bool                // had rules before a restart, and nobody has said whose they are
 
 	sets     map[string]*memberSet
 	chains   map[string][]rule
@@ -50,7 +51,7 @@ type state struct {
 func newState() *state {
 	s := &state{policies: map[string]map[string]*policyPlan{}, namespaces: map[string]labels.Set{}, pods: map[types.UID]*pod{},
 		byKey: map[types.NamespacedName]types.UID{}, local: map[netip.Addr]*pod{}, owners: map[netip.Addr][]*pod{},
-		sets: map[string]*memberSet{}, chains: map[string][]rule{}, stale: map[netip.Addr]bool{}}
+		orphans: map[netip.Addr]bool{}, sets: map[string]*memberSet{}, chains: map[string][]rule{}, stale: map[netip.Addr]bool{}}
 	for d := range directions {
 		s.verdicts[d] = map[netip.Addr]string{}
 	}
@@ -203,6 +204,15 @@ func (s *state) settle(addr netip.Addr) {
 		}
 	}
 	s.local[addr] = best
+	delete(s.orphans, addr)
+}
+
+// orphan notes an address that had rules. A pod that was deleted while nobody looked may still run with it: nothing passes
+// until the address is somebody's.
+func (s *state) orphan(addr netip.Addr) {
+	if s.local[addr] == nil {
+		s.orphans[addr], s.stale[addr] = true, true
+	}
 }
 
 func (p *pod) same(o *pod) bool {
@@ -347,6 +357,8 @@ func (s *state) settleVerdicts(c *change) map[string][]rule {
 			name, rules := "", []rule(nil)
 			if p := s.local[addr]; p != nil {
 				name, rules = s.profile(d, p)
+			} else if s.orphans[addr] {
+				name, rules = d.String()+"-orphan", []rule{{Drop: true}}
 			}
 			if rules != nil {
 				profiles[name] = rules

@@ -210,7 +210,9 @@ func (d dice) policy() *networkingv1.NetworkPolicy {
 // step changes the state at random.
 func (d dice) step(t *testing.T, s *state) {
 	t.Helper()
-	switch d.IntN(8) {
+	switch d.IntN(9) {
+	case 8:
+		s.orphan(netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + d.IntN(6))}))
 	case 0:
 		p := d.policy()
 		plan, err := planPolicy(p)
@@ -286,6 +288,9 @@ func again(s *state) *model {
 		for _, plan := range of {
 			next.setPolicy(plan.Key, plan)
 		}
+	}
+	for addr := range s.orphans {
+		next.orphan(addr)
 	}
 	m := newModel()
 	if err := m.apply(next.whole()); err != nil {
