@@ -66,10 +66,8 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	if err := CheckRestored(c.DataDir); err != nil {
 		return err
 	}
-	for _, dir := range []string{"log", "run"} {
-		if err := os.MkdirAll(c.Path(dir), 0o700); err != nil {
-			return fmt.Errorf("making the data dir: %w", err)
-		}
+	if err := makeFolders(c); err != nil {
+		return err
 	}
 	authority, err := newAuthority(opts, nodeIP)
 	if err != nil {
@@ -127,13 +125,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 		{Name: "store", Run: func(ctx context.Context) error { return runAll(ctx, cp.Run, authority.Run) }, Ready: waitFor(cp.Serving())},
 		{Name: "api", Run: listener.Run, Ready: both(listener.Ready, waitFor(cp.Ready()))},
 	}, node.components()...)
-	ready := make(chan struct{})
-	onReady := func() {
-		close(ready)
-		if opts.Ready != nil {
-			opts.Ready()
-		}
-	}
+	ready, onReady := readiness(opts.Ready)
 	return runAll(ctx,
 		func(ctx context.Context) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
@@ -141,6 +133,27 @@ func upServer(ctx context.Context, opts UpOptions) error {
 		node.unpack,
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) },
 		func(ctx context.Context) error { return loadRestored(ctx, cp, &c, opts.Logger) })
+}
+
+// makeFolders makes those of the data dir that more than one part writes to.
+func makeFolders(c config.Config) error {
+	for _, dir := range []string{"log", "run"} {
+		if err := os.MkdirAll(c.Path(dir), 0o700); err != nil {
+			return fmt.Errorf("making the data dir: %w", err)
+		}
+	}
+	return nil
+}
+
+// readiness is a channel that is closed, and a call that is made, when the node is Ready.
+func readiness(tell func()) (ready chan struct{}, onReady func()) {
+	ready = make(chan struct{})
+	return ready, func() {
+		close(ready)
+		if tell != nil {
+			tell()
+		}
+	}
 }
 
 // servedAs is the API's certificate.

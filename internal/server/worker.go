@@ -153,10 +153,8 @@ func newKeeper(opts *UpOptions, renewed func()) (*join.Keeper, error) {
 // upWorker runs a node of a cluster whose servers are elsewhere. It starts without them, too.
 func upWorker(ctx context.Context, opts UpOptions, member join.Membership) error {
 	c := opts.Config
-	for _, dir := range []string{"log", "run"} {
-		if err := os.MkdirAll(c.Path(dir), 0o700); err != nil {
-			return fmt.Errorf("making the data dir: %w", err)
-		}
+	if err := makeFolders(c); err != nil {
+		return err
 	}
 	if !c.NodeIP.IsValid() {
 		return errors.New("this machine has no address at which the others reach it; give one with --node-ip")
@@ -195,13 +193,7 @@ func upWorker(ctx context.Context, opts UpOptions, member join.Membership) error
 				func(ctx context.Context) error { return follow.run(ctx, cluster.All(), opts) })
 		}},
 	}, node.components()...)
-	ready := make(chan struct{})
-	onReady := func() {
-		close(ready)
-		if opts.Ready != nil {
-			opts.Ready()
-		}
-	}
+	ready, onReady := readiness(opts.Ready)
 	return runAll(ctx,
 		func(ctx context.Context) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)

@@ -42,7 +42,7 @@ func (cc *Controller) refuseTaken(ctx context.Context, csr *certificatesv1.Certi
 		return false, fmt.Errorf("asking whether there is a node %s: %w", name, err)
 	}
 	message := fmt.Sprintf("there is a node %s: remove it with \"gantry node rm %s\" if it is gone for good, or join under another name with --node-name", name, name)
-	if reserved {
+	if err != nil { // there is no such node
 		message = fmt.Sprintf("%s is a name of the API, so no node can have it: join under another name with --node-name", name)
 	}
 	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
