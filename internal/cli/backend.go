@@ -59,6 +59,7 @@ type UpRequest struct {
 type JoinRequest struct {
 	Address string // of a server, with its port
 	Token   join.Token
+	Server  bool // become a server, not a worker
 }
 
 // DownRequest says what to stop.

@@ -40,6 +40,7 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 		return err
 	}
 	objects := []ctrlclient.Object{edgeRole(), policyRole(), metricsRole(), customMetricsRole(), localVolumesRole(), tokenTracking()}
+	objects = append(objects, serverJoiningObjects()...)
 	for _, role := range imageRoles() {
 		objects = append(objects, role)
 	}

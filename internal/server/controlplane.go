@@ -66,6 +66,7 @@ type ControlPlaneOptions struct {
 	Tolerations    *config.Tolerations                       // of pods that say nothing; nil: config.DefaultTolerations
 	Peer           *store.Peer                               // how other servers reach this one's store; nil: it stays alone
 	Join           []store.Member                            // the servers to join, if EtcdDir has no data
+	Bundle         func() (map[string]bundleFile, error)     // what further servers are given; nil: there can be none
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
 	NoFsync        bool
@@ -290,7 +291,7 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 
 // Handler is the API.
 func (cp *ControlPlane) Handler() http.Handler {
-	return cp.withHeartbeats(cp.withBackup(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler)))))
+	return cp.withHeartbeats(cp.withBackup(cp.withServers(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler))))))
 }
 
 // Serving is closed when requests are answered.

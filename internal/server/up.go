@@ -40,6 +40,8 @@ type UpOptions struct {
 	Logger   *slog.Logger
 	Ready    func()           // called once, when the node is Ready
 	Join     *cli.JoinRequest // a cluster to join first; nil: none
+
+	joining *joining // as a server, until its store has a vote
 }
 
 // Up runs this machine's part of its cluster until ctx ends: a server and its node, or a node only. Containers and
@@ -53,7 +55,14 @@ func Up(ctx context.Context, opts UpOptions) error {
 	if member.Role == join.Worker {
 		return upWorker(ctx, opts, member)
 	}
-	return upServer(ctx, opts)
+	err = upServer(ctx, opts)
+	if opts.joining != nil && !opts.joining.finished.Load() {
+		err = errors.Join(err, opts.joining.undo(ctx), removeIdentity(opts.Config))
+	}
+	if errors.Is(err, store.ErrRemoved) {
+		return fmt.Errorf("this server was taken out of its cluster; \"gantry down --purge\" removes what it has, then it can join again: %w", err)
+	}
+	return err
 }
 
 // upServer runs a server and its node.
@@ -85,8 +94,11 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	}
 	endpoint := netip.AddrPortFrom(nodeIP, c.Listen.Port())
 	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
-		Name: opts.Identity.Name, Peer: storePeer(&c),
-		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", "encryption.yaml")), Access: &c.Access,
+		Name: opts.Identity.Name, Peer: storePeer(&c), Join: opts.joining.others(),
+		Bundle: func() (map[string]bundleFile, error) {
+			return readBundle(c.Path("pki"), cmp.Or(c.Access.EncryptionFile, c.Path("pki", encryptionName)))
+		},
+		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", encryptionName)), Access: &c.Access,
 		Tolerations: &c.Tolerations,
 		Authority:   func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
 		ServedAs:    servedAs(authority),
@@ -131,6 +143,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
 		},
 		node.unpack,
+		func(ctx context.Context) error { return opts.joining.wait(ctx, opts.Steps, cp.Serving()) },
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) },
 		func(ctx context.Context) error { return loadRestored(ctx, cp, &c, opts.Logger) })
 }

@@ -39,7 +39,14 @@ func membership(ctx context.Context, opts *UpOptions) (join.Membership, error) {
 		if _, err := os.Stat(c.Path("etcd")); err == nil {
 			return join.Membership{}, fmt.Errorf("%s holds a cluster of its own; \"gantry down --purge\" removes it, then this machine can join another", c.DataDir)
 		}
-		if member, err = joinWorker(ctx, opts); err != nil {
+		if opts.Join.Server {
+			if opts.joining, err = joinServer(ctx, opts); err == nil {
+				member = opts.joining.member
+			}
+		} else {
+			member, err = joinWorker(ctx, opts)
+		}
+		if err != nil {
 			// Nothing runs under the name yet: the next attempt may choose another.
 			return join.Membership{}, errors.Join(err, removeIdentity(*c))
 		}

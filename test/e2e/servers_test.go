@@ -1,0 +1,89 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// serverSpread is a Deployment whose pods need no image: they are made and placed, which is what is looked at.
+const serverSpread = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: NAME}}
+  template:
+    metadata: {labels: {app: NAME}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: c, image: "example.invalid/none:1"}]
+`
+
+// TestServers: one server grows to three; the one that leads is killed, and the others go on with everything.
+func TestServers(t *testing.T) {
+	m := newMachines(t, 3)
+	m.node[0].up(t)
+	for i := 1; i < 3; i++ {
+		command := strings.Fields(strings.TrimSpace(m.node[0].mustGantry(t, "token", "create", "--server")))
+		steps := m.node[i].up(t, command[2:]...)
+		if !matches(`(?s)cluster found.*keys taken over.*store added.*store has all data, and a vote.*ready after`, steps) {
+			t.Errorf("steps of machine %d: %s", i, steps)
+		}
+	}
+	endpoints := func(at *cluster) string {
+		return at.kubectl(t, "get", "endpoints", "kubernetes", "-o", "jsonpath={.subsets[*].addresses[*].ip}")
+	}
+	eventually(t, "three servers behind default/kubernetes", 30*time.Second, func() error {
+		if got := endpoints(m.node[2]); got != strings.Join([]string{m.ip(0), m.ip(1), m.ip(2)}, " ") {
+			return fmt.Errorf("they are %s", got)
+		}
+		return nil
+	})
+	for i, node := range m.node { // each answers with what another was told
+		name := fmt.Sprint("said-to-", i)
+		node.kubectl(t, "create", "configmap", name)
+		m.node[(i+1)%3].kubectl(t, "get", "configmap", name)
+	}
+	deployed := func(at, by *cluster, name string) {
+		t.Helper()
+		at.apply(t, "default", strings.ReplaceAll(serverSpread, "NAME", name))
+		eventually(t, "pods of "+name+" on nodes", time.Minute, func() error {
+			nodes := strings.Fields(by.kubectl(t, "get", "pods", "-l", "app="+name, "-o", "jsonpath={.items[*].spec.nodeName}"))
+			if len(nodes) != 3 {
+				return fmt.Errorf("they are on %v", nodes)
+			}
+			return nil
+		})
+	}
+	deployed(m.node[1], m.node[2], "before")
+
+	leader := slices.IndexFunc(m.node, func(c *cluster) bool {
+		return strings.TrimSpace(m.node[0].kubectl(t, "get", "lease", "-n", "kube-system", "kube-scheduler", "-o", "jsonpath={.spec.holderIdentity}")) == m.name(slices.Index(m.node, c))
+	})
+	if leader < 0 {
+		t.Fatal("no machine leads")
+	}
+	rest := []*cluster{m.node[(leader+1)%3], m.node[(leader+2)%3]}
+	m.node[leader].kill(t, syscall.SIGKILL)
+	begin := time.Now()
+	eventually(t, "a write at another server", 30*time.Second, func() error {
+		if r := rest[0].try(t, "create", "configmap", "after"); r.code != 0 && !strings.Contains(r.stderr, "already exists") {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
+	t.Logf("%s was killed; another server took a write after %v", m.name(leader), time.Since(begin).Round(time.Millisecond))
+	rest[1].kubectl(t, "get", "configmap", "after", "said-to-0", "said-to-1", "said-to-2")
+	deployed(rest[0], rest[1], "after")
+
+	m.node[leader].up(t) // it comes back as what it was
+	m.node[leader].kubectl(t, "get", "configmap", "after")
+	deployed(m.node[leader], rest[0], "back")
+}
