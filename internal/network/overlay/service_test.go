@@ -128,16 +128,18 @@ func TestAffinityAcrossMachines(t *testing.T) {
 	w.service("web", "10.96.0.20", 30080, func(s *corev1.ServiceSpec) { s.SessionAffinity = corev1.ServiceAffinityClientIP })
 	w.endpoints("web", b, c)
 	var first string
-	eventually(t, func() (err error) {
-		first, _, err = nettest.Ask(t, a.podPath, "tcp4", "10.96.0.20:80")
-		return err
-	})
-	for range 20 {
-		name, _, err := nettest.Ask(t, a.podPath, "tcp4", "10.96.0.20:80")
-		if err != nil || name != first {
-			t.Fatalf("the next connection reached %q, %v; want %q again", name, err, first)
+	eventually(t, func() (err error) { // the first ones may come before the rule that remembers
+		if first, _, err = nettest.Ask(t, a.podPath, "tcp4", "10.96.0.20:80"); err != nil {
+			return err
 		}
-	}
+		for range 30 {
+			name, _, err := nettest.Ask(t, a.podPath, "tcp4", "10.96.0.20:80")
+			if err != nil || name != first {
+				return fmt.Errorf("the next connection reached %q, %w; want %q again", name, err, first)
+			}
+		}
+		return nil
+	})
 	other := map[string]*box{"b": c, "c": b}[first]
 	if other == nil {
 		t.Fatal(errors.New("nobody answered"))
