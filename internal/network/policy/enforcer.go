@@ -33,7 +33,9 @@ type Options struct {
 	MinInterval   time.Duration // between two transactions; default 20ms
 	RetryDelay    time.Duration // before the rules are written anew after an error; default 1s
 	CheckInterval time.Duration // between two looks whether the table is whole; default 10s
-	Logger        *slog.Logger  // default: discards
+	// RefreshTimeout bounds the question for policies that a new pod may be ahead of; default 2s.
+	RefreshTimeout time.Duration
+	Logger         *slog.Logger // default: discards
 }
 
 // Enforcer keeps this node's rules equal to the cluster's NetworkPolicies. Its methods may be called at the same time.
@@ -46,10 +48,12 @@ type Enforcer struct {
 	ready     chan struct{} // closed when the rules were right for the first time
 
 	events sync.Mutex // guards the field below
-	dirty  map[dirtyKey]bool
+	dirty  map[dirtyKey]news
 
-	mu       sync.Mutex // guards the fields below, and the kernel's table
-	known    bool       // the kernel has what state says
+	mu       sync.Mutex    // guards the fields below, and the kernel's table
+	known    bool          // the kernel has what state says
+	adopted  bool          // addresses that had rules before this process are in state
+	passed   chan struct{} // closed when Run has done something, for who waits for that
 	state    *state
 	kernel   *kernel
 	covers   map[types.UID]*pod // as Cover said
@@ -61,6 +65,7 @@ func New(c client.Reader, informers Informers, opts Options) (*Enforcer, error) 
 	opts.MinInterval = cmp.Or(opts.MinInterval, 20*time.Millisecond)
 	opts.RetryDelay = cmp.Or(opts.RetryDelay, time.Second)
 	opts.CheckInterval = cmp.Or(opts.CheckInterval, 10*time.Second)
+	opts.RefreshTimeout = cmp.Or(opts.RefreshTimeout, 2*time.Second)
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -69,12 +74,12 @@ func New(c client.Reader, informers Informers, opts Options) (*Enforcer, error) 
 		return nil, errors.New("policy: client and informers are required")
 	case opts.NodeName == "":
 		return nil, errors.New("policy: NodeName is empty")
-	case opts.MinInterval < 0 || opts.RetryDelay < 0 || opts.CheckInterval < 0:
-		return nil, fmt.Errorf("policy: MinInterval is %v, RetryDelay %v and CheckInterval %v, want 0 or more",
-			opts.MinInterval, opts.RetryDelay, opts.CheckInterval)
+	case opts.MinInterval < 0 || opts.RetryDelay < 0 || opts.CheckInterval < 0 || opts.RefreshTimeout < 0:
+		return nil, fmt.Errorf("policy: MinInterval is %v, RetryDelay %v, CheckInterval %v and RefreshTimeout %v, want 0 or more",
+			opts.MinInterval, opts.RetryDelay, opts.CheckInterval, opts.RefreshTimeout)
 	}
 	return &Enforcer{client: c, informers: informers, opts: opts, log: opts.Logger, wake: make(chan struct{}, 1), ready: make(chan struct{}),
-		dirty: map[dirtyKey]bool{}, state: newState(), kernel: newKernel(), covers: map[types.UID]*pod{}}, nil
+		dirty: map[dirtyKey]news{}, passed: make(chan struct{}), state: newState(), kernel: newKernel(), covers: map[types.UID]*pod{}}, nil
 }
 
 // Cleanup removes the rules from the kernel; no Enforcer may run.
@@ -90,7 +95,7 @@ func (e *Enforcer) Ready() <-chan struct{} { return e.ready }
 
 // Run keeps the rules up until ctx ends. The rules stay: pods go on while nobody keeps them.
 func (e *Enforcer) Run(ctx context.Context) error {
-	stop := e.listen(ctx)
+	stop := e.listen(ctx, informer.Subscription{Object: &networkingv1.NetworkPolicy{}, OnEvent: e.changed})
 	defer stop()
 	defer func() {
 		e.mu.Lock()
@@ -100,10 +105,12 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	check := time.NewTicker(e.opts.CheckInterval)
 	defer check.Stop()
 	for ctx.Err() == nil {
-		if err := e.sync(ctx); err != nil {
-			if ctx.Err() == nil {
-				e.log.Warn("network policies are behind; writing all of their rules anew", "error", err)
-			}
+		switch err := e.sync(); {
+		case errors.Is(err, errNotEntered):
+			e.enter(ctx)
+			continue
+		case err != nil:
+			e.log.Warn("network policies are behind; writing all of their rules anew", "error", err)
 			if !lifecycle.Pause(ctx, e.opts.RetryDelay) {
 				return nil
 			}
@@ -122,15 +129,15 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	return nil
 }
 
-// listen subscribes to policies, as soon as that can be done. stop ends that.
-func (e *Enforcer) listen(ctx context.Context) (stop func()) {
+// listen subscribes to kinds and waits until all of their objects were told, however long that takes. stop ends that.
+func (e *Enforcer) listen(ctx context.Context, subs ...informer.Subscription) (stop func()) {
 	for {
-		stop, err := informer.Listen(ctx, e.informers, informer.Subscription{Object: &networkingv1.NetworkPolicy{}, OnEvent: e.changed})
+		stop, err := informer.Subscribe(ctx, e.informers, subs...)
 		if err == nil {
 			return stop
 		}
 		if ctx.Err() == nil {
-			e.log.Warn("network policies cannot be watched", "error", err)
+			e.log.Warn("what network policies are made from cannot be watched", "error", err)
 		}
 		if !lifecycle.Pause(ctx, e.opts.RetryDelay) {
 			return func() {}
@@ -169,54 +176,72 @@ func (e *Enforcer) Cover(ctx context.Context, uid string, obj *corev1.Pod, addrs
 			return fmt.Errorf("waiting for network policies: %w", ctx.Err())
 		}
 	}
+	if isNew && p.Key.Namespace != "" { // what is no pod of the API, as a build, has no policies
+		e.refresh(ctx, p.Key.Namespace)
+	}
+	for {
+		passed, err := e.coverNow(p, isNew)
+		if !errors.Is(err, errNotEntered) {
+			return err
+		}
+		e.poke()
+		select {
+		case <-passed:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for network policies: %w", ctx.Err())
+		}
+	}
+}
+
+// refresh looks for policies that were made before the pod and are still on their way here. What cannot be asked now, as while no
+// server answers, comes as an event.
+func (e *Enforcer) refresh(ctx context.Context, namespace string) {
+	ctx, cancel := context.WithTimeout(ctx, e.opts.RefreshTimeout)
+	defer cancel()
+	var list networkingv1.NetworkPolicyList
+	if err := e.client.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		e.log.Debug("policies of a new pod cannot be asked for", "namespace", namespace, "error", err)
+		return
+	}
+	for i := range list.Items {
+		e.changed(nil, &list.Items[i])
+	}
+}
+
+// coverNow brings the rules up with one more pod. passed is closed when it may be tried again after errNotEntered.
+func (e *Enforcer) coverNow(p *pod, isNew bool) (passed <-chan struct{}, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if old := e.covers[p.UID]; !isNew && old != nil && old.same(p) {
-		return nil
+		return nil, nil
 	}
-	e.covers[p.UID] = p
-	select {
-	case <-e.ready:
-	default:
-		return nil // the first sync covers it
-	}
-	if err := e.coverLocked(ctx, p, isNew); err != nil {
-		delete(e.covers, p.UID)
-		e.poke()
-		return fmt.Errorf("covering the pod by network policies: %w", err)
-	}
-	return nil
-}
-
-// coverLocked brings the rules up with one more pod. e.mu is held.
-func (e *Enforcer) coverLocked(ctx context.Context, p *pod, isNew bool) error {
-	// What was said of policies before the pod was made may still be on its way here. What is no pod of the API, as a build, has
-	// no namespace and no policies.
-	var list networkingv1.NetworkPolicyList
-	if p.Key.Namespace != "" {
-		if err := e.client.List(ctx, &list, client.InNamespace(p.Key.Namespace)); err != nil {
-			return fmt.Errorf("listing network policies of %s: %w", p.Key.Namespace, err)
-		}
-	}
-	have := e.state.policies[p.Key.Namespace]
-	for i := range list.Items {
-		if plan := have[list.Items[i].Name]; plan == nil || plan.Version != version(&list.Items[i]) {
-			e.changed(nil, &list.Items[i])
-		}
+	if !isReady(e.ready) {
+		e.covers[p.UID] = p
+		return nil, nil // the first sync covers it
 	}
 	if e.unlisten != nil {
 		covered := *p
 		e.state.cover(&covered)
 	}
-	if err := e.syncLocked(ctx); err != nil {
-		return err
+	if err := e.syncLocked(); err != nil {
+		e.poke()
+		return e.passed, fmt.Errorf("covering the pod by network policies: %w", err)
 	}
-	if !isNew || !slices.ContainsFunc(p.Addrs, e.state.covered) {
-		return nil
+	e.covers[p.UID] = p
+	if isNew && slices.ContainsFunc(p.Addrs, e.state.covered) {
+		// Replies to who had the address before are none of this pod's.
+		e.forget(ofAddrs(p.Addrs))
 	}
-	// Replies to who had the address before are none of this pod's.
-	e.forget(ofAddrs(p.Addrs))
-	return nil
+	return nil, nil
+}
+
+func isReady(ready <-chan struct{}) bool {
+	select {
+	case <-ready:
+		return true
+	default:
+		return false
+	}
 }
 
 // Uncover takes back what Cover did, when the pod's network is gone.
@@ -230,113 +255,73 @@ func (e *Enforcer) Uncover(uid string) {
 	}
 }
 
-// sync brings the rules up.
-func (e *Enforcer) sync(ctx context.Context) error {
+// errNotEntered says that there are policies now, and pods and namespaces are not watched yet.
+var errNotEntered = errors.New("pods and namespaces are not known yet")
+
+// sync brings the rules up and tells who waits for that.
+func (e *Enforcer) sync() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.syncLocked(ctx)
-}
-
-// syncLocked is sync with e.mu held.
-func (e *Enforcer) syncLocked(ctx context.Context) error {
-	err := e.syncDirty(ctx)
-	if err == nil && !e.known {
-		err = e.syncAll(ctx)
-	}
-	if err != nil {
-		e.known = false
-		return err
-	}
-	select {
-	case <-e.ready:
-	default:
+	err := e.syncLocked()
+	if err == nil && !isReady(e.ready) {
 		close(e.ready)
 	}
-	return nil
+	if !errors.Is(err, errNotEntered) {
+		close(e.passed)
+		e.passed = make(chan struct{})
+	}
+	return err
 }
 
-// syncAll writes the whole table. e.mu is held.
-func (e *Enforcer) syncAll(ctx context.Context) error {
-	e.takeDirty() // what came before the lists is in them
-	var policies networkingv1.NetworkPolicyList
-	if err := e.client.List(ctx, &policies); err != nil {
-		return fmt.Errorf("listing network policies: %w", err)
+// syncLocked takes over what changed and writes it. e.mu is held.
+func (e *Enforcer) syncLocked() error {
+	for key, n := range e.takeDirty() {
+		e.take(key, n)
 	}
-	e.state = newState()
-	if len(policies.Items) == 0 {
+	var err error
+	switch {
+	case e.state.empty() && (e.unlisten != nil || !e.known):
 		e.leave()
-		if err := e.kernel.remove(); err != nil {
-			return err
+		err = e.kernel.remove()
+	case e.state.empty():
+	case e.unlisten == nil:
+		err = errNotEntered
+	case !e.known:
+		err = e.writeAll()
+	default:
+		err = e.writeChange()
+	}
+	e.known = err == nil
+	return err
+}
+
+// writeAll writes the whole table. e.mu is held.
+func (e *Enforcer) writeAll() error {
+	if !e.adopted {
+		e.adopted = true
+		for _, addr := range e.kernel.coveredAddrs() {
+			e.state.orphan(addr)
 		}
-		e.known = true
-		return nil
-	}
-	if err := e.enter(ctx); err != nil {
-		return err
-	}
-	if err := e.readAll(ctx); err != nil {
-		return err
-	}
-	for i := range policies.Items {
-		e.takePolicy(client.ObjectKeyFromObject(&policies.Items[i]), &policies.Items[i])
-	}
-	for _, addr := range e.kernel.coveredAddrs() {
-		e.state.orphan(addr)
 	}
 	whole := e.state.whole()
 	if err := e.kernel.replace(whole); err != nil {
 		return err
 	}
-	e.known = true
-	e.log.Info("rules of network policies written", "policies", len(policies.Items), "pods", len(whole.Cover), "sets", len(whole.NewSets))
+	e.log.Info("rules of network policies written", "pods", len(whole.Cover), "chains", len(whole.NewChains), "sets", len(whole.NewSets))
 	e.cut()
 	return nil
 }
 
-// readAll fills the state with namespaces and pods. e.mu is held.
-func (e *Enforcer) readAll(ctx context.Context) error {
-	var namespaces corev1.NamespaceList
-	if err := e.client.List(ctx, &namespaces); err != nil {
-		return fmt.Errorf("listing namespaces: %w", err)
-	}
-	var pods corev1.PodList
-	if err := e.client.List(ctx, &pods); err != nil {
-		return fmt.Errorf("listing pods: %w", err)
-	}
-	for i := range namespaces.Items {
-		e.state.setNamespace(namespaces.Items[i].Name, labelsOf(&namespaces.Items[i]))
-	}
-	for _, p := range e.covers {
-		covered := *p
-		e.state.cover(&covered)
-	}
-	for i := range pods.Items {
-		e.takePod(client.ObjectKeyFromObject(&pods.Items[i]), &pods.Items[i])
-	}
-	return nil
-}
-
-// syncDirty writes what changed. e.mu is held.
-func (e *Enforcer) syncDirty(ctx context.Context) error {
-	if !e.known {
-		return nil
-	}
-	for key := range e.takeDirty() {
-		if err := e.take(ctx, key); err != nil {
-			return err
-		}
-	}
-	if e.state.empty() == (e.unlisten != nil) { // the first policy, or the last one
-		e.known = false
-		return nil
-	}
+// writeChange writes what is new. e.mu is held.
+func (e *Enforcer) writeChange() error {
 	c := e.state.settleAll()
-	if !c.empty() {
-		if err := e.kernel.apply(c); err != nil {
-			return err
-		}
+	if c.empty() {
+		return nil
 	}
-	if c.Cuts && !c.empty() {
+	if err := e.kernel.apply(c); err != nil {
+		return err
+	}
+	if c.Cuts {
 		e.cut()
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -70,19 +71,22 @@ type addrRange struct{ First, Last netip.Addr }
 
 // policyPlan is what a NetworkPolicy means, before it is known which pods there are.
 type policyPlan struct {
-	Key     types.NamespacedName
-	Version string // of the object that was read
-	Selects labels.Selector
-	Applies [directions]bool
-	Rules   [directions][]rule
-	Sets    map[string]setSpec
+	Key      types.NamespacedName
+	UID      types.UID
+	Version  string // of the object that was read
+	Revision uint64 // the number of it, for which is newer
+	Selects  labels.Selector
+	Applies  [directions]bool
+	Rules    [directions][]rule
+	Sets     map[string]setSpec
 }
 
 // planPolicy compiles one policy. A selector that cannot be read selects nothing in a rule; for the pods of the policy itself it
 // is an error.
 func planPolicy(p *networkingv1.NetworkPolicy) (*policyPlan, error) {
 	plan := &policyPlan{Key: types.NamespacedName{Namespace: p.Namespace, Name: p.Name},
-		Version: version(p), Sets: map[string]setSpec{}}
+		UID: p.UID, Version: version(p), Sets: map[string]setSpec{}}
+	plan.Revision, _ = strconv.ParseUint(p.ResourceVersion, 10, 64) // 0 when it is no number: older than all
 	var err error
 	if plan.Selects, err = metav1.LabelSelectorAsSelector(&p.Spec.PodSelector); err != nil {
 		return nil, fmt.Errorf("reading the pod selector of network policy %s: %w", plan.Key, err)

@@ -2,14 +2,13 @@ package policy
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -31,30 +30,39 @@ const (
 	kindPod
 )
 
-// enter subscribes to what only matters while there are policies. e.mu is held.
-func (e *Enforcer) enter(ctx context.Context) error {
-	if e.unlisten != nil {
-		return nil
-	}
-	stop, err := informer.Listen(ctx, e.informers,
-		informer.Subscription{Object: &corev1.Pod{}, OnEvent: e.changed},
-		informer.Subscription{Object: &corev1.Namespace{}, OnEvent: e.changed})
-	e.unlisten = stop
-	return err
+// news is an object as it was last told.
+type news struct {
+	obj  client.Object
+	gone bool
 }
 
-// leave ends what enter began. e.mu is held.
+// enter subscribes to what only matters while there are policies, and waits until all of it is told.
+func (e *Enforcer) enter(ctx context.Context) {
+	stop := e.listen(ctx,
+		informer.Subscription{Object: &corev1.Pod{}, OnEvent: e.changed},
+		informer.Subscription{Object: &corev1.Namespace{}, OnEvent: e.changed})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.unlisten, e.known = stop, false
+	for _, p := range e.covers {
+		covered := *p
+		e.state.cover(&covered)
+	}
+}
+
+// leave ends what enter began, and forgets it. e.mu is held.
 func (e *Enforcer) leave() {
 	if e.unlisten != nil {
 		e.unlisten()
 		e.unlisten = nil
 	}
+	e.state = newState()
 }
 
 // changed notes the object that an event is about.
 func (e *Enforcer) changed(old, current client.Object) {
-	obj := current
-	if current == nil {
+	obj, gone := current, current == nil
+	if gone {
 		obj = old
 	}
 	key := dirtyKey{NamespacedName: client.ObjectKeyFromObject(obj)}
@@ -65,14 +73,14 @@ func (e *Enforcer) changed(old, current client.Object) {
 		key.kind = kindNamespace
 	case *corev1.Pod:
 		key.kind = kindPod
-		if before, ok := old.(*corev1.Pod); ok && current != nil && !matters(before, o) {
+		if before, ok := old.(*corev1.Pod); ok && !gone && !matters(before, o) {
 			return
 		}
 	default:
 		return
 	}
 	e.events.Lock()
-	e.dirty[key] = true
+	e.dirty[key] = news{obj, gone}
 	e.events.Unlock()
 	e.poke()
 }
@@ -91,55 +99,45 @@ func (e *Enforcer) poke() {
 }
 
 // takeDirty returns the objects to look at and starts a new list.
-func (e *Enforcer) takeDirty() map[dirtyKey]bool {
+func (e *Enforcer) takeDirty() map[dirtyKey]news {
 	e.events.Lock()
 	defer e.events.Unlock()
 	taken := e.dirty
-	e.dirty = map[dirtyKey]bool{}
+	e.dirty = map[dirtyKey]news{}
 	return taken
 }
 
-// take reads one object into the state. e.mu is held.
-func (e *Enforcer) take(ctx context.Context, key dirtyKey) error {
-	var obj client.Object = &networkingv1.NetworkPolicy{}
-	switch key.kind {
-	case kindNamespace:
-		obj = &corev1.Namespace{}
-	case kindPod:
-		obj = &corev1.Pod{}
-	}
-	err := e.client.Get(ctx, key.NamespacedName, obj)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("reading %T %s: %w", obj, key.NamespacedName, err)
-	}
-	gone := err != nil
-	switch o := obj.(type) {
+// take puts one object into the state. e.mu is held.
+func (e *Enforcer) take(key dirtyKey, n news) {
+	switch o := n.obj.(type) {
 	case *networkingv1.NetworkPolicy:
-		if gone {
-			o = nil
-		}
-		e.takePolicy(key.NamespacedName, o)
+		e.takePolicy(key.NamespacedName, o, n.gone)
 	case *corev1.Namespace:
-		if gone {
+		if n.gone {
 			o = nil
 		}
 		e.state.setNamespace(key.Name, labelsOf(o))
 	case *corev1.Pod:
-		if gone {
+		if n.gone {
 			o = nil
 		}
 		e.takePod(key.NamespacedName, o)
 	}
-	return nil
 }
 
-// takePolicy takes over a policy; nil is one that is gone.
-func (e *Enforcer) takePolicy(key types.NamespacedName, obj *networkingv1.NetworkPolicy) {
-	if obj == nil {
-		e.state.setPolicy(key, nil)
+// takePolicy takes over a policy, or that it is gone. Cover may have read it before its events came: what is older than what is
+// known does not count.
+func (e *Enforcer) takePolicy(key types.NamespacedName, obj *networkingv1.NetworkPolicy, gone bool) {
+	have := e.state.policies[key.Namespace][key.Name]
+	switch {
+	case have == nil && gone:
 		return
-	}
-	if have := e.state.policies[key.Namespace][key.Name]; have != nil && have.Version == version(obj) {
+	case gone:
+		if have.UID == obj.UID { // else it was made again
+			e.state.setPolicy(key, nil)
+		}
+		return
+	case have != nil && (have.Version == version(obj) || older(obj, have)):
 		return
 	}
 	plan, err := planPolicy(obj)
@@ -147,6 +145,12 @@ func (e *Enforcer) takePolicy(key types.NamespacedName, obj *networkingv1.Networ
 		e.log.Warn("a network policy cannot be read in full; what cannot be read allows nothing", "error", err)
 	}
 	e.state.setPolicy(key, plan)
+}
+
+// older reports whether the object was before the plan: resource versions of one server count up.
+func older(obj *networkingv1.NetworkPolicy, have *policyPlan) bool {
+	of, err := strconv.ParseUint(obj.ResourceVersion, 10, 64)
+	return err == nil && of < have.Revision
 }
 
 // takePod takes over a pod; nil is one that is gone. One that has ended has no addresses, and one on the node's own network

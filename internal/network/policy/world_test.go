@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
+	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -44,7 +46,78 @@ type world struct {
 	addrs    map[string]netip.Addr
 }
 
-type informers map[string]*controllertest.FakeInformer
+type informers map[string]*replayed
+
+// replayed is an informer that tells new handlers of what there is, as real ones do.
+type replayed struct {
+	controllertest.FakeInformer
+	mu       sync.Mutex // guards the fields below
+	objects  map[client.ObjectKey]client.Object
+	handlers map[*handle]toolscache.ResourceEventHandler
+}
+
+// handle is a registration that has seen everything.
+type handle struct{ _ int }
+
+func (h *handle) HasSynced() bool                          { return true }
+func (h *handle) HasSyncedChecker() toolscache.DoneChecker { return h }
+func (h *handle) Name() string                             { return "test" }
+func (h *handle) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+// AddEventHandler implements cache.Informer.
+func (r *replayed) AddEventHandler(to toolscache.ResourceEventHandler) (toolscache.ResourceEventHandlerRegistration, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := &handle{}
+	if r.handlers == nil {
+		r.handlers = map[*handle]toolscache.ResourceEventHandler{}
+	}
+	r.handlers[h] = to
+	for _, obj := range r.objects {
+		to.OnAdd(obj, true)
+	}
+	return h, nil
+}
+
+// RemoveEventHandler implements cache.Informer.
+func (r *replayed) RemoveEventHandler(registration toolscache.ResourceEventHandlerRegistration) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h, ok := registration.(*handle); ok {
+		delete(r.handlers, h)
+	}
+	return nil
+}
+
+// tell brings an object, or that it is gone, to the handlers.
+func (r *replayed) tell(obj client.Object, gone bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := client.ObjectKeyFromObject(obj)
+	old := r.objects[key]
+	if gone {
+		delete(r.objects, key)
+	} else {
+		if r.objects == nil {
+			r.objects = map[client.ObjectKey]client.Object{}
+		}
+		r.objects[key] = obj
+	}
+	for _, to := range r.handlers {
+		switch {
+		case gone:
+			to.OnDelete(old)
+		case old == nil:
+			to.OnAdd(obj, false)
+		default:
+			to.OnUpdate(old, obj)
+		}
+	}
+}
 
 func (i informers) GetInformer(_ context.Context, obj client.Object, _ ...cache.InformerGetOption) (cache.Informer, error) {
 	return i[fmt.Sprintf("%T", obj)], nil
@@ -130,10 +203,8 @@ func (w *world) put(obj client.Object) {
 	if write != nil {
 		w.t.Fatal(write)
 	}
-	if kind := fmt.Sprintf("%T", obj); known {
-		w.inf[kind].Update(old, obj)
-	} else {
-		w.inf[kind].Add(obj)
+	if told, ok := obj.DeepCopyObject().(client.Object); ok {
+		w.inf[fmt.Sprintf("%T", obj)].tell(told, false)
 	}
 }
 
@@ -142,7 +213,7 @@ func (w *world) remove(obj client.Object) {
 	if err := w.api.Delete(w.t.Context(), obj); err != nil {
 		w.t.Fatal(err)
 	}
-	w.inf[fmt.Sprintf("%T", obj)].Delete(obj)
+	w.inf[fmt.Sprintf("%T", obj)].tell(obj, true)
 }
 
 func (w *world) namespace(name string, labels ...string) {
