@@ -47,6 +47,9 @@ type Options struct {
 
 	WithoutControllers []string // accounts of controllers that the test runs itself, such as "job-controller"
 
+	// Tolerations are those of pods that say nothing of nodes in trouble; nil is the default.
+	Tolerations *config.Tolerations
+
 	// Metrics is what metrics.k8s.io serves; nil leaves it out.
 	Metrics registry.Metrics
 
@@ -122,7 +125,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 		GitDir:    filepath.Join(opts.Dir, "git"),
 		ClientCAs: func() *x509.CertPool { return pool }, SigningKey: key, RootCA: rootCA, FrontProxy: opts.FrontProxy, Access: opts.Access,
 		Name: opts.Name, Peer: opts.Peer, Join: opts.Join,
-		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler,
+		SchedulerFile: opts.SchedulerFile, NoScheduler: opts.NoScheduler, Tolerations: opts.Tolerations,
 		WithoutControllers: opts.WithoutControllers,
 		Gateway:            opts.Gateway,
 		CustomMetrics:      opts.CustomMetrics,

@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/clientcmd"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gantry.dev/gantry/internal/config"
 )
 
 // record names the kubeconfig of an upstream control plane without nodes: what it does is
@@ -61,7 +63,8 @@ func TestWorkloadsAreUpstreams(t *testing.T) {
 		step, lines, _ := strings.Cut(part, "\n")
 		want[step] = lines
 	}
-	workloadLives(t, Start(t, Options{}), func(step string, now func() string) {
+	upstreams := &config.Tolerations{NotReady: 300, Unreachable: 300}
+	workloadLives(t, Start(t, Options{Tolerations: upstreams}), func(step string, now func() string) {
 		for end := time.Now().Add(time.Minute); now() != want[step] && time.Now().Before(end); {
 			<-time.After(20 * time.Millisecond)
 		}

@@ -24,7 +24,7 @@ type Options struct {
 	Node    string // required
 	BootID  string
 	Every   time.Duration // default Every
-	Timeout time.Duration // of one beat; default 1s
+	Timeout time.Duration // of one beat; default 500ms: a link that was away for a moment is tried anew that often
 	// Servers lists where beats go; it is asked before each round. Required.
 	Servers func() []Server
 	// Leaving says what beats say when Run ends; default LeavingRestart.
@@ -48,7 +48,7 @@ func NewSender(opts Options) (*Sender, error) {
 		return nil, errors.New("heartbeat: a sender needs Node and Servers")
 	}
 	opts.Every = cmp.Or(opts.Every, Every)
-	opts.Timeout = cmp.Or(opts.Timeout, time.Second)
+	opts.Timeout = cmp.Or(opts.Timeout, 500*time.Millisecond)
 	if opts.Leaving == nil {
 		opts.Leaving = func() string { return LeavingRestart }
 	}
