@@ -248,6 +248,7 @@ func (cp *ControlPlane) wireAPI() error {
 		Version: cp.opts.Version, Log: cp.opts.Logger, Audit: cp.access.log(), AgentTransport: cp.opts.AgentTransport,
 		Checks: []api.Check{
 			{Name: "etcd", Live: true, Probe: cp.store.Sync},
+			{Name: "writable", Probe: func(context.Context) error { return cp.store.Trouble() }},
 			{Name: "poststarthook/bootstrap", Probe: closed(cp.ready, "the cluster's own objects are being made")},
 		},
 	})

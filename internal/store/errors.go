@@ -20,6 +20,8 @@ var (
 	ErrSlow = errors.New("store: watcher did not keep up")
 	// ErrFull says that the database reached its quota; only deletes are taken.
 	ErrFull = errors.New("store: database space exceeded")
+	// ErrDiskFull says that the disk has too little room left.
+	ErrDiskFull = errors.New("store: the disk is full")
 	// ErrTimeout says that etcd did not answer in time; the write may have been done.
 	ErrTimeout = errors.New("store: etcd did not answer in time")
 	// ErrNoLeader says that the members found no leader in time; nothing was done.

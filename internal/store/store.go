@@ -20,13 +20,15 @@ import (
 type Options struct {
 	Dir             string // of etcd's data, created when missing
 	Kinds           []*Kind
-	Logger          *slog.Logger  // default: discards
-	Tick            time.Duration // etcd's heartbeat, whole milliseconds; default 10ms, which suits a lone member
-	QuotaBytes      int64         // size of the database beyond which writes are refused; default 2 GiB
-	CompactInterval time.Duration // history is kept for one to two of these; default 5m, upstream's
-	History         int           // changes kept a kind for watches to resume from, default 10000
-	HistoryBytes    int           // encoded size of the changes kept a kind, and of those that wait for a watch's reader; default 32 MiB
-	NoFsync         bool          // for tests: an acknowledged write may be lost in a crash
+	Logger          *slog.Logger                     // default: discards
+	Tick            time.Duration                    // etcd's heartbeat, whole milliseconds; default 10ms, which suits a lone member
+	QuotaBytes      int64                            // size of the database beyond which writes are refused; default 2 GiB
+	CompactInterval time.Duration                    // history is kept for one to two of these; default 5m, upstream's
+	History         int                              // changes kept a kind for watches to resume from, default 10000
+	HistoryBytes    int                              // encoded size of the changes kept a kind, and of those that wait for a watch's reader; default 32 MiB
+	MinFreeBytes    int64                            // while less of the disk is free, only nodes write and everybody may delete; default 128 MiB
+	Free            func(dir string) (uint64, error) // of the disk; default asks the kernel
+	NoFsync         bool                             // for tests: an acknowledged write may be lost in a crash
 
 	Name string   // of this store among its members; default "default"
 	Peer *Peer    // how other members reach this one; nil: it stays alone
@@ -54,7 +56,9 @@ type Store struct {
 	stream mvcc.WatchStream // the applier's
 
 	// shape is held for reading while somebody reads the database file as a whole, for writing while it is made smaller.
-	shape sync.RWMutex
+	shape  sync.RWMutex
+	room   atomic.Int32 // on the disk, for writes; see space.go
+	looked atomic.Int64 // when room was found out, in nanoseconds
 
 	mu      sync.Mutex            // guards the fields below
 	pending map[string][]*pending // writes proposed, by etcd key
@@ -83,6 +87,10 @@ func New(opts Options) (*Store, error) {
 	opts.CompactInterval = cmp.Or(opts.CompactInterval, 5*time.Minute)
 	opts.History = cmp.Or(opts.History, 10000)
 	opts.HistoryBytes = cmp.Or(opts.HistoryBytes, 32<<20)
+	opts.MinFreeBytes = cmp.Or(opts.MinFreeBytes, 128<<20)
+	if opts.Free == nil {
+		opts.Free = freeBytes
+	}
 	opts.Name = cmp.Or(opts.Name, "default")
 	if opts.Peer != nil {
 		peer := *opts.Peer
@@ -99,6 +107,8 @@ func New(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("store: Tick is %v, want at least 1ms", opts.Tick)
 	case opts.History < 1:
 		return nil, fmt.Errorf("store: History is %d, want at least 1", opts.History)
+	case opts.MinFreeBytes < 0:
+		return nil, fmt.Errorf("store: MinFreeBytes is %d, want at least 0", opts.MinFreeBytes)
 	case opts.HistoryBytes < 1:
 		return nil, fmt.Errorf("store: HistoryBytes is %d, want at least 1", opts.HistoryBytes)
 	}
@@ -170,6 +180,7 @@ func (s *Store) Run(ctx context.Context) error {
 		return s.refillHistory(groupCtx, first, from)
 	})
 	group.Go(func() error { return s.compactLoop(groupCtx) })
+	group.Go(func() error { return s.spaceLoop(groupCtx) })
 	s.look(groupCtx)
 	group.Go(func() error { return s.watchMembers(groupCtx) })
 	close(s.ready)

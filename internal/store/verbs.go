@@ -202,6 +202,9 @@ func (s *Store) write(ctx context.Context, kind, key string, obj Object, rev int
 	if err != nil {
 		return nil, err
 	}
+	if err := s.admit(ctx, kind); err != nil {
+		return nil, err
+	}
 	value, err := t.seal(key, obj)
 	if err != nil {
 		return nil, err
@@ -242,6 +245,9 @@ func (s *Store) write(ctx context.Context, kind, key string, obj Object, rev int
 func (s *Store) Delete(ctx context.Context, kind, key string, rev int64) (*Entry, error) {
 	t, err := s.table(kind)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.admitDelete(ctx); err != nil {
 		return nil, err
 	}
 	current := t.get(key)

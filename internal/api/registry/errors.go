@@ -38,6 +38,8 @@ func statusError(err error, resource schema.GroupResource, name string) error {
 		return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("%s %q is larger than etcd takes", resource, name))
 	case errors.Is(err, store.ErrFull):
 		return apierrors.NewInternalError(errors.New("etcdserver: mvcc: database space exceeded: delete objects or raise the quota"))
+	case errors.Is(err, store.ErrDiskFull):
+		return apierrors.NewInternalError(errors.New("the cluster is read-only: the disk of its store is full; free some space, or delete objects"))
 	case errors.Is(err, store.ErrClosed):
 		return unavailable("the store is stopping")
 	case errors.Is(err, store.ErrNoLeader):
