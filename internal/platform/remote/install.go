@@ -9,6 +9,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -303,7 +304,7 @@ func newScheme() (*runtime.Scheme, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(rbacv1.AddToScheme(known), authorizationv1.AddToScheme(known)); err != nil {
+	if err := errors.Join(rbacv1.AddToScheme(known), authorizationv1.AddToScheme(known), coordinationv1.AddToScheme(known)); err != nil {
 		return nil, fmt.Errorf("making the scheme of the platform: %w", err)
 	}
 	return known, nil
