@@ -95,10 +95,8 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	endpoint := netip.AddrPortFrom(nodeIP, c.Listen.Port())
 	cp, err := NewControlPlane(ctx, ControlPlaneOptions{
 		Name: opts.Identity.Name, Peer: storePeer(&c), Join: opts.joining.others(),
-		Bundle: func() (map[string]bundleFile, error) {
-			return readBundle(c.Path("pki"), cmp.Or(c.Access.EncryptionFile, c.Path("pki", encryptionName)))
-		},
-		EtcdDir: c.Path("etcd"), EncryptionKey: cmp.Or(c.Access.EncryptionFile, c.Path("pki", encryptionName)), Access: &c.Access,
+		Bundle:  func() (map[string]bundleFile, error) { return readBundle(c.Path("pki"), encryptionFile(&c)) },
+		EtcdDir: c.Path("etcd"), EncryptionKey: encryptionFile(&c), Access: &c.Access,
 		Tolerations: &c.Tolerations,
 		Authority:   func() (*x509.Certificate, crypto.Signer) { return authority.Signer(pki.ClusterCA) },
 		ServedAs:    servedAs(authority),
@@ -146,6 +144,11 @@ func upServer(ctx context.Context, opts UpOptions) error {
 		func(ctx context.Context) error { return opts.joining.wait(ctx, opts.Steps, cp.Serving()) },
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) },
 		func(ctx context.Context) error { return loadRestored(ctx, cp, &c, opts.Logger) })
+}
+
+// encryptionFile has the keys that Secrets are encrypted with.
+func encryptionFile(c *config.Config) string {
+	return cmp.Or(c.Access.EncryptionFile, c.Path("pki", encryptionName))
 }
 
 // makeFolders makes those of the data dir that more than one part writes to.
