@@ -23,6 +23,7 @@ import (
 	"gantry.dev/gantry/internal/backup"
 	"gantry.dev/gantry/internal/images"
 	"gantry.dev/gantry/internal/platform/addon/pack"
+	"gantry.dev/gantry/internal/store"
 	"gantry.dev/gantry/internal/volume/local"
 )
 
@@ -366,4 +367,9 @@ func (cp *ControlPlane) readSettings(ctx context.Context) (settings backup.Setti
 		return settings, nil, fmt.Errorf("the Secret %s/%s does not hold the settings of backups: %w", v1alpha1.PlatformNamespace, backupObject, err)
 	}
 	return settings, secret, nil
+}
+
+// Snapshot is the store as it is now; see store.Snapshot.
+func (cp *ControlPlane) Snapshot(ctx context.Context) (*store.Snapshot, error) {
+	return cp.store.Snapshot(ctx)
 }
