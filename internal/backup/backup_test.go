@@ -28,7 +28,7 @@ func newKey(t *testing.T) Key {
 	return key
 }
 
-var errProduce = errors.New("the database is down") //nolint:gochecknoglobals // constant
+var errProduce = errors.New("the database is down")
 
 // sample is a backup with a file of each sort.
 func sample(t *testing.T, key Key) (data, large []byte) {
