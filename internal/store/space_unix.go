@@ -10,5 +10,5 @@ func freeBytes(dir string) (uint64, error) {
 	if err := unix.Statfs(dir, &stat); err != nil {
 		return 0, err
 	}
-	return stat.Bfree * uint64(stat.Bsize), nil //nolint:gosec,unconvert // sizes of blocks are positive
+	return stat.Bfree * uint64(stat.Bsize), nil //nolint:gosec // sizes of blocks are positive
 }
