@@ -184,6 +184,20 @@ func (c *Cluster) Confirmed(ctx context.Context) error {
 	}
 }
 
+// Alone reports whether the node's pods are known only as they were written down: no server has answered yet.
+func (c *Cluster) Alone() bool {
+	f, err := c.feed(feedKey{corev1.SchemeGroupVersion.WithKind("Pod"), true})
+	if err != nil || !f.HasSynced() {
+		return false
+	}
+	select {
+	case <-f.real:
+		return false
+	default:
+		return true
+	}
+}
+
 // Node is the node's object as it is known; nil is not at all.
 func (c *Cluster) Node() *corev1.Node {
 	f, err := c.feed(feedKey{corev1.SchemeGroupVersion.WithKind("Node"), false})
