@@ -66,18 +66,28 @@ func planEndpoints(members []store.Member, nodes []corev1.Node, own netip.Addr) 
 	}
 	addrs := []netip.Addr{own}
 	for _, m := range members {
-		if m.Learner || m.Self || lost[m.Name] || len(m.PeerURLs) == 0 {
+		if m.Learner || m.Self || lost[m.Name] {
 			continue
 		}
-		// The members of the store reach each other at their nodes' addresses.
-		if at, err := url.Parse(m.PeerURLs[0]); err == nil {
-			if addr, err := netip.ParseAddr(at.Hostname()); err == nil {
-				addrs = append(addrs, addr)
-			}
+		if addr, ok := addressOf(m); ok {
+			addrs = append(addrs, addr)
 		}
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return slices.Compact(addrs)
+}
+
+// addressOf is the address of a member's node: members of the store reach each other there.
+func addressOf(m store.Member) (netip.Addr, bool) {
+	if len(m.PeerURLs) == 0 {
+		return netip.Addr{}, false
+	}
+	at, err := url.Parse(m.PeerURLs[0])
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(at.Hostname())
+	return addr, err == nil
 }
 
 // publishEndpoints points default/kubernetes at these addresses.

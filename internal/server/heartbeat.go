@@ -1,9 +1,11 @@
 package server
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -30,6 +32,20 @@ func (cp *ControlPlane) withHeartbeats(next http.Handler) http.Handler {
 // Heartbeat takes a heartbeat of a node in this process.
 func (cp *ControlPlane) Heartbeat(beat heartbeat.Beat) heartbeat.Answer {
 	return cp.heartbeats.Beat(time.Now(), beat)
+}
+
+// others are the servers beside this one. Which of them leads they say themselves.
+func (cp *ControlPlane) others(config func() *tls.Config) []heartbeat.Server {
+	if cp.opts.Endpoint == nil || !cp.store.HasCompany() {
+		return nil
+	}
+	var out []heartbeat.Server
+	for _, m := range cp.store.Known() {
+		if addr, ok := addressOf(m); ok && !m.Self {
+			out = append(out, heartbeat.NewRemote(netip.AddrPortFrom(addr, cp.opts.Endpoint().Port()).String(), config))
+		}
+	}
+	return out
 }
 
 func (cp *ControlPlane) serveHeartbeat(w http.ResponseWriter, r *http.Request) {

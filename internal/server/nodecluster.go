@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,7 +58,8 @@ type nodeCluster interface {
 // localCluster is nodeCluster on a server.
 type localCluster struct {
 	cp   *ControlPlane
-	name string // of the node
+	name string             // of the node
+	tls  func() *tls.Config // towards other servers, as the node
 }
 
 var _ nodeCluster = localCluster{}
@@ -144,7 +146,7 @@ func (l localCluster) node(ctx context.Context) *corev1.Node {
 }
 
 func (l localCluster) heartbeats() []heartbeat.Server {
-	return []heartbeat.Server{heartbeat.Local{Take: l.cp.Heartbeat}}
+	return append(l.cp.others(l.tls), heartbeat.Local{Take: l.cp.Heartbeat})
 }
 
 func (l localCluster) confirmed(context.Context) error { return nil }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -117,7 +118,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	}
 	node, err := newNode(nodeOptions{
 		config: c, identity: opts.Identity, nodeIP: nodeIP, serving: authority.ServerTLS(pki.Kubelet, pki.ClusterCA), programs: embedded,
-		cluster: localCluster{cp, opts.Identity.Name}, controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
+		cluster: localCluster{cp, opts.Identity.Name, nodeTLS(authority)}, controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
 	})
 	if err != nil {
 		return err
@@ -169,6 +170,15 @@ func readiness(tell func()) (ready chan struct{}, onReady func()) {
 		if tell != nil {
 			tell()
 		}
+	}
+}
+
+// nodeTLS is for connections of this server's node to the other servers.
+func nodeTLS(authority *pki.Authority) func() *tls.Config {
+	return func() *tls.Config {
+		config := authority.ClientTLS(pki.KubeletClient, pki.ClusterCA)
+		config.ServerName = join.ServerName
+		return config
 	}
 }
 

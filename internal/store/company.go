@@ -192,6 +192,13 @@ func (s *Store) Members(ctx context.Context) ([]Member, error) {
 	return s.member.members(), nil
 }
 
+// Known is Members as this store remembers them, without asking the others: also while nobody leads.
+func (s *Store) Known() []Member {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	return s.member.members()
+}
+
 func (m *member) members() []Member {
 	var out []Member
 	lead, self := types.ID(m.server.Lead()), m.server.MemberID()

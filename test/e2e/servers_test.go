@@ -86,4 +86,10 @@ func TestServers(t *testing.T) {
 	m.node[leader].up(t) // it comes back as what it was
 	m.node[leader].kubectl(t, "get", "configmap", "after")
 	deployed(m.node[leader], rest[0], "back")
+	for _, node := range rest { // the servers heard each other's nodes all the time
+		name := m.name(slices.Index(m.node, node))
+		if lost := rest[0].kubectl(t, "get", "events", "--field-selector", "reason=NodeNotReady,involvedObject.name="+name, "-o", "name"); lost != "" {
+			t.Errorf("node %s was taken for dead: %s", name, lost)
+		}
+	}
 }
