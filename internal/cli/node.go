@@ -339,12 +339,15 @@ func (a *app) nodeRemove(ctx context.Context, c client.Client, name string, forc
 		return err
 	}
 	// Its certificates end first: else it would register again.
-	if err := noteRemoved(ctx, c, name, time.Now()); err != nil {
+	at := time.Now()
+	if err := noteRemoved(ctx, c, name, at); err != nil {
 		return deploy.Reached("end the node's certificates", err)
 	}
 	if err := c.Delete(ctx, node, client.Preconditions{UID: &node.UID}); err != nil && !apierrors.IsNotFound(err) {
 		return deploy.Reached("remove the node", err)
 	}
+	// Certificates count in seconds: one that the machine gets from now on must be of a later one.
+	lifecycle.Pause(ctx, time.Until(at.Truncate(time.Second).Add(time.Second)))
 	return a.printf("%s is removed; \"gantry down --purge\" on the machine removes what is left there\n", name)
 }
 

@@ -132,7 +132,7 @@ spec:
 // pushBackupImage puts an image into the registry that a Deployment names.
 func (c *cluster) pushBackupImage(t *testing.T, ns string) string {
 	t.Helper()
-	out := c.mustGantry(t, "image", "push", filepath.Join(c.bin, "hello.tar"), ns+"/hello:v1")
+	out := c.mustGantry(t, "image", "push", busyboxArchive(t), ns+"/hello:v1")
 	t.Logf("image push: %s", out)
 	c.apply(t, ns, `
 apiVersion: apps/v1
