@@ -18,6 +18,8 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+
+	"gantry.dev/gantry/internal/durable"
 )
 
 // The names of the programs.
@@ -97,7 +99,7 @@ func (s *Set) Unpack(names ...string) error {
 	if !written {
 		return nil
 	}
-	if err := errors.Join(syncDir(s.folder), syncDir(filepath.Dir(s.folder))); err != nil {
+	if err := errors.Join(durable.SyncDir(s.folder), durable.SyncDir(filepath.Dir(s.folder))); err != nil {
 		return fmt.Errorf("unpack programs: %w", err)
 	}
 	return nil
@@ -138,15 +140,6 @@ func unpackOne(files fs.FS, from, target string, p program) error {
 		return err
 	}
 	return os.Rename(out.Name(), target)
-}
-
-func syncDir(dir string) error {
-	opened, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer opened.Close()
-	return opened.Sync()
 }
 
 // readIndex returns the index as it is and parsed. Without one there are no programs.
