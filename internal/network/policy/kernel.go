@@ -470,7 +470,7 @@ func inState(bits uint32) []expr.Any {
 
 // notSYN matches TCP packets other than the first of a connection.
 func notSYN() []expr.Any {
-	return nft.Rule(nft.Proto(protoTCP, false),
+	return nft.Rule(nft.Proto(nft.ProtocolTCP, false),
 		nft.One(&expr.Payload{DestRegister: nft.Reg(0), Base: expr.PayloadBaseTransportHeader, Offset: tcpFlagsOffset, Len: 1}),
 		nft.One(&expr.Bitwise{SourceRegister: nft.Reg(0), DestRegister: nft.Reg(0), Len: 1, Mask: []byte{tcpSYN | tcpACK}, Xor: []byte{0}}),
 		nft.One(&expr.Cmp{Op: expr.CmpOpNeq, Register: nft.Reg(0), Data: []byte{tcpSYN}}))

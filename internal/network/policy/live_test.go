@@ -156,7 +156,7 @@ func translate(t *testing.T, address string, to netip.Addr) {
 	chain := conn.AddChain(&nftables.Chain{Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: nft.Rule(
-		nft.DaddrIn(netip.PrefixFrom(netip.MustParseAddr(address), 32), false), nft.Proto(protoTCP, false),
+		nft.DaddrIn(netip.PrefixFrom(netip.MustParseAddr(address), 32), false), nft.Proto(nft.ProtocolTCP, false),
 		nft.LoadDport(0), nft.One(&expr.Cmp{Op: expr.CmpOpEq, Register: nft.Reg(0), Data: binaryutil.BigEndian.PutUint16(8080)}),
 		nft.One(&expr.Immediate{Register: nft.Reg(0), Data: to.AsSlice()}),
 		nft.One(&expr.Immediate{Register: nft.Reg(1), Data: binaryutil.BigEndian.PutUint16(80)}), nft.DNAT(0))})

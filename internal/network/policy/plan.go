@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"gantry.dev/gantry/internal/network/nft"
 )
 
 // direction is that of a connection, seen from the pod that a policy selects.
@@ -188,7 +190,7 @@ func (p *policyPlan) portMatch(port networkingv1.NetworkPolicyPort) rule {
 	if port.Protocol != nil {
 		proto = *port.Protocol
 	}
-	out := rule{Proto: protocolNumber(proto)}
+	out := rule{Proto: nft.ProtocolNumber(proto)}
 	switch {
 	case port.Port == nil:
 	case port.Port.Type == intstr.String:
@@ -305,21 +307,3 @@ func digest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:8])
 }
-
-// protocolNumber is the IP protocol of a Kubernetes protocol name (IANA).
-func protocolNumber(p corev1.Protocol) uint8 {
-	switch p {
-	case corev1.ProtocolUDP:
-		return protoUDP
-	case corev1.ProtocolSCTP:
-		return protoSCTP
-	}
-	return protoTCP
-}
-
-// Protocol numbers of IP (IANA).
-const (
-	protoTCP  = 6
-	protoUDP  = 17
-	protoSCTP = 132
-)

@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"gantry.dev/gantry/internal/network/nft"
 )
 
 // model is a kernel that only remembers, and refuses what the real one would.
@@ -162,7 +164,7 @@ func (d dice) pod() *pod {
 		p.Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(n % 2), byte(1 + d.IntN(6))})}
 	}
 	if d.IntN(2) == 0 {
-		p.Ports = []namedPort{{portSpec{"http", protoTCP}, uint16(8080 + d.IntN(2))}}
+		p.Ports = []namedPort{{portSpec{"http", nft.ProtocolTCP}, uint16(8080 + d.IntN(2))}}
 	}
 	return p
 }

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/internal/informer"
+	"gantry.dev/gantry/internal/network/nft"
 )
 
 // dirtyKey is an object to look at.
@@ -177,7 +178,7 @@ func podOf(obj *corev1.Pod) *pod {
 	add := func(c *corev1.Container) {
 		for _, port := range c.Ports {
 			if port.Name != "" && port.ContainerPort > 0 {
-				p.Ports = append(p.Ports, namedPort{portSpec{port.Name, protocolNumber(port.Protocol)}, uint16(port.ContainerPort)})
+				p.Ports = append(p.Ports, namedPort{portSpec{port.Name, nft.ProtocolNumber(port.Protocol)}, uint16(port.ContainerPort)})
 			}
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"gantry.dev/gantry/internal/network/nft"
 )
 
 // mapName is one of the table's maps and sets.
@@ -215,7 +217,7 @@ type staleFlow struct {
 func planStale(c change, have map[elementKey]elementValue, want *desired) map[staleFlow]bool {
 	out := map[staleFlow]bool{}
 	for _, key := range c.Remove {
-		if key.At.Proto != protoUDP || (key.Map != mapEndpoints && key.Map != mapNodePortTargets) {
+		if key.At.Proto != nft.ProtocolUDP || (key.Map != mapEndpoints && key.Map != mapNodePortTargets) {
 			continue
 		}
 		old := have[key].To
@@ -224,7 +226,7 @@ func planStale(c change, have map[elementKey]elementValue, want *desired) map[st
 		}
 	}
 	for key := range c.Add {
-		if key.At.Proto == protoUDP && (key.Map == mapServices || key.Map == mapNodePorts) {
+		if key.At.Proto == nft.ProtocolUDP && (key.Map == mapServices || key.Map == mapNodePorts) {
 			out[staleFlow{At: key.At}] = true
 		}
 	}

@@ -247,7 +247,7 @@ func (k *kernel) addBaseChains(conn *nftables.Conn) {
 	add(post, nft.LoadSaddr(0), nft.LoadDaddr(1), nft.Lookup(k.maps[mapHairpin], 0), nft.Masquerade())
 
 	reject := chain(nftables.Chain{Name: verdictReject})
-	add(reject, nft.Proto(protoTCP, false), nft.RejectReset())
+	add(reject, nft.Proto(nft.ProtocolTCP, false), nft.RejectReset())
 	add(reject, nft.RejectPort())
 	filter := chain(nftables.Chain{Name: "filter"})
 	add(filter, at, nft.LookupVerdict(k.maps[mapNoEndpoints], 0))
@@ -360,10 +360,10 @@ type flowFilter map[staleFlow]bool
 
 // MatchConntrackFlow reports whether the flow is stale.
 func (f flowFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != protoUDP {
+	if flow.Forward.Protocol != nft.ProtocolUDP {
 		return false
 	}
-	at := frontend{IP: toAddr(flow.Forward.DstIP), Proto: protoUDP, Port: flow.Forward.DstPort}
+	at := frontend{IP: toAddr(flow.Forward.DstIP), Proto: nft.ProtocolUDP, Port: flow.Forward.DstPort}
 	to := endpoint{toAddr(flow.Reverse.SrcIP), flow.Reverse.SrcPort}
 	if to.Addr == at.IP && to.Port == at.Port {
 		to = endpoint{}

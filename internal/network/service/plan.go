@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"gantry.dev/gantry/internal/network/nft"
 )
 
 // frontend is where clients connect to. The zero IP means a node port: every local address.
@@ -88,7 +90,7 @@ func planService(svc *corev1.Service, endpointSlices []discoveryv1.EndpointSlice
 				hairpin[state.Addr] = true
 			}
 		}
-		at := frontend{Proto: protocolNumber(port.Protocol), Port: uint16(port.Port)}
+		at := frontend{Proto: nft.ProtocolNumber(port.Protocol), Port: uint16(port.Port)}
 		for _, ip := range cluster {
 			at.IP = ip
 			plan.Frontends = append(plan.Frontends, inside.at(at))
@@ -250,21 +252,3 @@ func addresses(svc *corev1.Service, skip map[netip.Addr]bool) (cluster, external
 	}
 	return cluster, external
 }
-
-// protocolNumber is the IP protocol of a Kubernetes protocol name.
-func protocolNumber(p corev1.Protocol) uint8 {
-	switch p {
-	case corev1.ProtocolUDP:
-		return protoUDP
-	case corev1.ProtocolSCTP:
-		return protoSCTP
-	}
-	return protoTCP
-}
-
-// Protocol numbers of IP (IANA).
-const (
-	protoTCP  = 6
-	protoUDP  = 17
-	protoSCTP = 132
-)

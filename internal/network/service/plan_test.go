@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"gantry.dev/gantry/internal/network/nft"
 )
 
 // describe writes a plan as the maps would hold it, one element a line.
@@ -157,7 +159,7 @@ services 203.0.113.9:80/6 ip-1-masq-stay`},
 // Two services wish for one address: the first by name has it, the other takes over.
 func TestConflictingClaims(t *testing.T) {
 	want := newDesired()
-	key := elementKey{mapServices, frontend{netip.MustParseAddr("198.51.100.7"), protoTCP, 80}, -1}
+	key := elementKey{mapServices, frontend{netip.MustParseAddr("198.51.100.7"), nft.ProtocolTCP, 80}, -1}
 	one := map[elementKey]elementValue{key: {Chain: chainSpec{Slots: span{0, 1}}}}
 	two := map[elementKey]elementValue{key: {Chain: chainSpec{Slots: span{0, 2}}}}
 	have := map[elementKey]elementValue{}
