@@ -71,9 +71,12 @@ func TestDeletingADefinitionDeletesItsObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.gone(t, name)
-	if code, _ := c.do(t, http.MethodGet, "/apis/stable.example.com/v1/crontabs", ""); code != http.StatusNotFound {
-		t.Errorf("the resource is still served: %d", code)
-	}
+	c.Eventually("the resource is not served any more", func() error { // the definition's end is heard of by its event
+		if code, _ := c.do(t, http.MethodGet, "/apis/stable.example.com/v1/crontabs", ""); code != http.StatusNotFound {
+			return fmt.Errorf("the answer is %d", code)
+		}
+		return nil
+	})
 	for event := range w.ResultChan() { // the watch ends with its kind
 		_ = event
 	}
