@@ -145,7 +145,7 @@ func (cp *ControlPlane) clusterControllers() []made {
 		}},
 		{"generic-garbage-collector", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			kinds := func() []controller.Kind { return cp.kinds(collectable) }
-			return gc.New(c, i, r, gc.Options{Kinds: kinds, Changed: cp.registry.Changed, Log: log})
+			return gc.New(c, i, r, gc.Options{Kinds: kinds, Changed: cp.registry.Changed, Sync: cp.store.Sync, Log: log})
 		}},
 		{"node-controller", func(c *client.Client, i *client.Cache, r *events.Recorder) (runner, error) {
 			return nodecontroller.New(c, i, r, nodecontroller.Options{ClusterCIDR: cp.opts.PodCIDR, Heartbeats: cp.heartbeats, Log: log})

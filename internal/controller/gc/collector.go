@@ -34,6 +34,9 @@ type Options struct {
 	Changed func() <-chan struct{}
 	Refresh time.Duration // default 5s
 	Workers int           // objects looked at once; default 8
+	// Sync brings what the client reads up to every write that was acknowledged, by whichever server. It is called before
+	// an owner is held to be gone. nil: the client is never behind.
+	Sync func(context.Context) error
 	Log     *slog.Logger  // default: discard
 }
 
@@ -186,6 +189,27 @@ func (gc *Collector) get(ctx context.Context, gvk schema.GroupVersionKind, names
 	return obj, nil
 }
 
+// confirm reads once more an owner that seems to be gone: its dependents would be deleted for that. It returns what get does.
+func (gc *Collector) confirm(ctx context.Context, gvk schema.GroupVersionKind, namespace, name string, uid types.UID) (client.Object, error) {
+	if gc.opts.Sync != nil {
+		if err := gc.opts.Sync(ctx); err != nil {
+			return nil, fmt.Errorf("catching up before %s %s is held to be gone: %w", gvk.Kind, name, err)
+		}
+	}
+	owner := &metav1.PartialObjectMetadata{}
+	owner.SetGroupVersionKind(gvk)
+	err := gc.client.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, owner)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("getting %s %s: %w", gvk.Kind, name, err)
+	case owner.GetUID() != uid:
+		return nil, nil
+	}
+	return owner, nil
+}
+
 func (gc *Collector) reconcile(ctx context.Context, key controller.Key) (time.Duration, error) {
 	it, dependents, ok := gc.graph.item(types.UID(key.Name))
 	if !ok {
@@ -280,6 +304,9 @@ func (gc *Collector) ownerState(ctx context.Context, it item, obj client.Object,
 		namespace = it.namespace
 	}
 	owner, err := gc.get(ctx, kind.GVK, namespace, ref.Name, ref.UID)
+	if owner == nil && err == nil {
+		owner, err = gc.confirm(ctx, kind.GVK, namespace, ref.Name, ref.UID)
+	}
 	switch {
 	case meta.IsNoMatchError(err):
 		return unreadable, nil
