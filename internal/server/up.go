@@ -142,6 +142,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
 		},
 		node.unpack,
+		pace,
 		func(ctx context.Context) error { return opts.joining.wait(ctx, opts.Steps, cp.Serving()) },
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) },
 		func(ctx context.Context) error { return loadRestored(ctx, cp, &c, opts.Logger) })

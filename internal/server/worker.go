@@ -206,6 +206,7 @@ func upWorker(ctx context.Context, opts UpOptions, member join.Membership) error
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
 		},
 		node.unpack,
+		pace,
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) })
 }
 
