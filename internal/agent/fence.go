@@ -389,7 +389,7 @@ func wasFenced(list []container.Status) bool {
 func (a *Agent) runHeartbeats(ctx context.Context) error {
 	sender, err := heartbeat.NewSender(heartbeat.Options{
 		Node: a.opts.NodeName, BootID: a.nodeInfo().BootID, Servers: a.opts.Heartbeats, Clock: a.opts.Clock,
-		Fence: a.fence.announce, Answered: a.fence.answered, Logger: a.log,
+		Fence: a.fence.announce, Answered: a.fence.answered, Heard: a.opts.Heard, Logger: a.log,
 		Leaving: func() string {
 			if a.shutdown.isStopping() {
 				return "" // the machine goes: its pods are to run elsewhere

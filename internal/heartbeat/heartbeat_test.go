@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -178,6 +180,51 @@ func TestSender(t *testing.T) {
 			if last := server.got[len(server.got)-1]; last.Leaving != LeavingRestart || last.Name != "n" || last.FenceMillis != 1000 {
 				t.Errorf("the last beat is %+v, want that it announces a restart", last)
 			}
+		}
+	})
+}
+
+// A server that leaves beats without an answer for a second is told of once, and once more when it answers again or is not
+// asked any more.
+func TestSenderTellsWhoIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &counting{name: "1"}
+		var mu sync.Mutex
+		var told []string
+		start := time.Now()
+		s, err := NewSender(Options{
+			Node: "n", Servers: func() []Server { return []Server{server} },
+			Heard: func(name string, heard bool) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, fmt.Sprintf("%s %t after %v", name, heard, time.Since(start).Round(100*time.Millisecond)))
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = s.Run(ctx) })
+		set := func(down bool) {
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			server.down = down
+		}
+		time.Sleep(time.Minute - time.Millisecond)
+		set(true)
+		time.Sleep(250 * time.Millisecond)
+		set(false) // shorter than it takes
+		time.Sleep(9750 * time.Millisecond)
+		set(true)
+		time.Sleep(10 * time.Second)
+		set(false)
+		time.Sleep(time.Minute)
+		cancel()
+		running.Wait()
+		want := []string{"1 false after 1m11.2s", "1 true after 1m20.2s"}
+		if !slices.Equal(told, want) {
+			t.Errorf("told %q, want %q", told, want)
 		}
 	})
 }

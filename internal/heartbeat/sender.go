@@ -34,6 +34,9 @@ type Options struct {
 	// Answered is told of each answer, with the beat it belongs to and when that was begun to be sent, and must be
 	// quick; nil ignores them.
 	Answered func(answer Answer, beat Beat, sent time.Duration)
+	// Heard is told when a server has not answered for SilentAfter, and when one that had not answers again, and must be quick;
+	// nil ignores that. server is its Name.
+	Heard func(server string, heard bool)
 	// Clock is the time that deadlines are counted in; default BootClock.
 	Clock  func() time.Duration
 	Logger *slog.Logger
@@ -58,6 +61,9 @@ func NewSender(opts Options) (*Sender, error) {
 	if opts.Answered == nil {
 		opts.Answered = func(Answer, Beat, time.Duration) {}
 	}
+	if opts.Heard == nil {
+		opts.Heard = func(string, bool) {}
+	}
 	if opts.Clock == nil {
 		opts.Clock = BootClock
 	}
@@ -66,6 +72,10 @@ func NewSender(opts Options) (*Sender, error) {
 	}
 	return &Sender{opts: opts}, nil
 }
+
+// SilentAfter is how long a server may leave beats without an answer before it counts as silent: so long that two beats in a row
+// may be lost.
+const SilentAfter = time.Second
 
 // refresh is how often the list of servers is asked for.
 const refresh = time.Second
@@ -110,6 +120,9 @@ type line struct {
 	server Server
 	cancel context.CancelFunc
 	failed bool // the last beat was not answered
+
+	heard  time.Time // when the last answer came, or the first beat was sent
+	silent bool      // was told to Heard
 }
 
 // run sends until ctx ends. When that is because the whole sender ends, the server is told.
@@ -117,6 +130,8 @@ func (l *line) run(ctx, whole context.Context) {
 	defer l.cancel()
 	defer l.server.Close()
 	defer keepThread()()
+	defer l.hear(true) // a server that is not asked any more is nobody's concern
+	l.heard = time.Now()
 	ticker := time.NewTicker(l.sender.opts.Every)
 	defer ticker.Stop()
 	for {
@@ -139,17 +154,31 @@ func (l *line) beat(ctx context.Context, leaving string) {
 	sent := opts.Clock()
 	answer, err := l.server.Beat(ctx, b, opts.Timeout)
 	if err != nil {
+		if ctx.Err() == nil && time.Since(l.heard) >= SilentAfter {
+			l.hear(false)
+		}
 		if ctx.Err() == nil && !l.failed {
 			l.failed = true
 			opts.Logger.Warn("a server does not answer heartbeats", "server", l.server.Name(), "error", err)
 		}
 		return
 	}
+	l.heard = time.Now()
+	l.hear(true)
 	if l.failed {
 		l.failed = false
 		opts.Logger.Info("a server answers heartbeats again", "server", l.server.Name())
 	}
 	opts.Answered(answer, b, sent)
+}
+
+// hear tells what has changed.
+func (l *line) hear(heard bool) {
+	if l.silent == !heard {
+		return
+	}
+	l.silent = !heard
+	l.sender.opts.Heard(l.server.Name(), heard)
 }
 
 // Local is a server in this process.

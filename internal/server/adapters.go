@@ -15,6 +15,7 @@ import (
 	"gantry.dev/gantry/internal/container/containerd"
 	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/network/policy"
+	"gantry.dev/gantry/internal/network/service"
 )
 
 // runtimePart gives the agent the runtime in the agent's words.
@@ -148,6 +149,21 @@ func (n *networkPart) Teardown(ctx context.Context, podUID string) error {
 	}
 	n.policies.Uncover(podUID)
 	return nil
+}
+
+// resetConnections tells clients on this node that their connections are over.
+func (n *networkPart) resetConnections(ctx context.Context, list []service.Connection) error {
+	n.mu.Lock()
+	network := n.network
+	n.mu.Unlock()
+	if network == nil {
+		return nil
+	}
+	connections := make([]podnet.Connection, len(list))
+	for i, c := range list {
+		connections[i] = podnet.Connection(c)
+	}
+	return network.Reset(ctx, connections)
 }
 
 // Reconcile implements agent.PodNetwork. Before the network is made there is nothing to remove

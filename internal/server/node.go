@@ -129,7 +129,7 @@ func (n *node) buildNetwork() error {
 	}
 	n.proxy, err = service.New(reader, informers, service.Options{
 		NodeName: n.opts.identity.Name, ClusterCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR,
-		SkipIPs: []netip.Addr{dns}, Logger: n.opts.logger,
+		SkipIPs: []netip.Addr{dns}, Reset: n.network.resetConnections, Logger: n.opts.logger,
 	})
 	if err != nil {
 		return err
@@ -195,6 +195,11 @@ func (n *node) buildAgent() error {
 		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	}
 	opts.Heartbeats = n.opts.cluster.heartbeats
+	opts.Heard = func(server string, heard bool) {
+		if at, err := netip.ParseAddrPort(server); err == nil { // not the one in this process
+			n.proxy.Hear(at.Addr(), heard)
+		}
+	}
 	if !c.Gateway.Off && n.opts.controlPlane != nil {
 		opts.Gateway = gatewayCounts(edgeSocket(c))
 	}

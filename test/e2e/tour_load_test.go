@@ -29,10 +29,13 @@ type taskLoad struct {
 	writing atomic.Bool
 	asked   atomic.Int64
 	written atomic.Int64
+	// lost says that a request which got no good answer was lost with a machine that died. Such are counted apart; nil is none.
+	lost func(method string, begun time.Time) bool
 
 	mu      sync.Mutex
 	seen    map[string]int64  // good answers by version
 	failed  map[string]int64  // bad ones by version; "" gave no answer of the application's
+	gone    []string          // what was lost with a machine
 	example map[string]string // the first bad one of each
 
 	halt  chan struct{}
@@ -40,8 +43,8 @@ type taskLoad struct {
 }
 
 // startTaskLoad begins to ask the application at url, which has a task of the title kept.
-func startTaskLoad(client *http.Client, url, kept string, readers int) *taskLoad {
-	l := &taskLoad{client: client, url: url, kept: kept, halt: make(chan struct{})}
+func startTaskLoad(client *http.Client, url, kept string, readers int, lost func(method string, begun time.Time) bool) *taskLoad {
+	l := &taskLoad{client: client, url: url, kept: kept, lost: lost, halt: make(chan struct{})}
 	l.writing.Store(true)
 	l.reset()
 	for range readers {
@@ -72,7 +75,7 @@ func (l *taskLoad) repeat(pause time.Duration, do func()) {
 func (l *taskLoad) reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.seen, l.failed, l.example = map[string]int64{}, map[string]int64{}, map[string]string{}
+	l.seen, l.failed, l.example, l.gone = map[string]int64{}, map[string]int64{}, map[string]string{}, nil
 }
 
 func (l *taskLoad) read() {
@@ -99,6 +102,7 @@ func (l *taskLoad) write() {
 
 // ask makes one request, counts it, and says whether it was answered well.
 func (l *taskLoad) ask(method, path, body string, want int, good func([]byte) bool) bool {
+	begun := time.Now()
 	version, problem := l.once(method, path, body, want, good)
 	l.asked.Add(1)
 	l.mu.Lock()
@@ -106,6 +110,10 @@ func (l *taskLoad) ask(method, path, body string, want int, good func([]byte) bo
 	if problem == "" {
 		l.seen[version]++
 		return true
+	}
+	if l.lost != nil && l.lost(method, begun) {
+		l.gone = append(l.gone, begun.UTC().Format("15:04:05.000 ")+method+" "+path+": "+problem)
+		return false
 	}
 	l.failed[version]++
 	if l.example[version] == "" {
@@ -170,6 +178,9 @@ func (l *taskLoad) check(t *testing.T, step string, except ...string) {
 		good += n
 	}
 	t.Logf("%s: %d requests answered well %v, failed %v", step, good, l.seen, l.failed)
+	if len(l.gone) > 0 {
+		t.Logf("%s: %d requests were lost with the machine: %s", step, len(l.gone), strings.Join(l.gone, "; "))
+	}
 	for version, n := range l.failed {
 		if version == "" || !slices.Contains(except, version) {
 			t.Errorf("%s: %d requests failed (version %q), the first: %s", step, n, version, l.example[version])

@@ -33,6 +33,9 @@ type tour struct {
 	client *http.Client
 	env    []string // of the command line
 	load   *taskLoad
+	all    []*cluster                                // the machines
+	lost   func(method string, begun time.Time) bool // of taskLoad
+	reach  func(t *testing.T) *http.Client           // makes client
 }
 
 // TestTour takes the example application through everything that becomes of one. Each step stands on the one before.
@@ -44,10 +47,7 @@ func TestTour(t *testing.T) {
 	c := newCluster(t)
 	c.up(t)
 	c.loadAddons(t, images)
-	tr := &tour{cluster: c, folder: filepath.Join(t.TempDir(), "tasks"), env: goEnvironment(t)}
-	if err := os.CopyFS(tr.folder, os.DirFS("../../examples/tasks")); err != nil {
-		t.Fatal(err)
-	}
+	tr := newTour(t, c)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("status: %v", tr.gantry(t, "status", "tasks"))
@@ -70,6 +70,17 @@ func TestTour(t *testing.T) {
 	if tr.load != nil {
 		tr.load.stop()
 	}
+}
+
+// newTour is a developer before the first command, on machine c.
+func newTour(t *testing.T, c *cluster) *tour {
+	t.Helper()
+	tr := &tour{cluster: c, folder: filepath.Join(t.TempDir(), "tasks"), env: goEnvironment(t), all: []*cluster{c}}
+	tr.reach = func(t *testing.T) *http.Client { return c.throughGateway(t, c.outside) }
+	if err := os.CopyFS(tr.folder, os.DirFS("../../examples/tasks")); err != nil {
+		t.Fatal(err)
+	}
+	return tr
 }
 
 // goEnvironment keeps the caches of go, whose home the machine has not.
@@ -167,7 +178,7 @@ func (tr *tour) deploy(t *testing.T) {
 	if !strings.Contains(out, "://tasks.localhost\n") {
 		t.Error("deploy does not say the address")
 	}
-	tr.client = tr.throughGateway(t, tr.outside)
+	tr.client = tr.reach(t)
 	tr.serves(t, "1.0")
 	if page, err := fetch(tr.client, tourURL+"/"); err != nil || !strings.Contains(page, "<h1>Tasks</h1>") {
 		t.Errorf("the page is %.300s, %v", page, err)
@@ -225,7 +236,7 @@ func (tr *tour) unchanged(t *testing.T) {
 
 // canary takes a release through its steps by hand, under load.
 func (tr *tour) canary(t *testing.T) {
-	tr.load = startTaskLoad(tr.client, tourURL, tourTask, 4)
+	tr.load = startTaskLoad(tr.client, tourURL, tourTask, 4, tr.lost)
 	tr.load.more(t, 50)
 	tr.edit(t, "main.go", versionLine("1.0"), versionLine("2.0"))
 	tr.edit(t, "gantry.yaml", "every: 1m", "every: 0s")
@@ -355,7 +366,7 @@ func (tr *tour) programs(command string) []int {
 			return false
 		}
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parent))
-		return err == nil && strings.Contains(string(line), tr.dir)
+		return err == nil && slices.ContainsFunc(tr.all, func(c *cluster) bool { return strings.Contains(string(line), c.dir) })
 	}) {
 		pids = append(pids, pid)
 	}
@@ -403,7 +414,7 @@ func (tr *tour) sleep(t *testing.T) {
 		t.Fatalf("the first request is answered by %q, %v", body, err)
 	}
 	t.Logf("from zero to the first answer: %v", time.Since(begun))
-	load := startTaskLoad(tr.client, tourURL, tourTask, 2)
+	load := startTaskLoad(tr.client, tourURL, tourTask, 2, tr.lost)
 	load.more(t, 100)
 	load.stop()
 	load.check(t, "awake again")

@@ -34,7 +34,9 @@ type Options struct {
 	SkipIPs     []netip.Addr  // service addresses that this node answers itself: the DNS address
 	MinInterval time.Duration // between two transactions; default 20ms
 	RetryDelay  time.Duration // before the full sync that follows an error; default 1s
-	Logger      *slog.Logger  // default: discards
+	// Reset ends the clients' side of connections whose server is gone: one that only waits would not notice. nil does not.
+	Reset  func(ctx context.Context, list []Connection) error
+	Logger *slog.Logger // default: discards
 }
 
 // Proxy keeps this node's rules equal to the cluster's services.
@@ -46,8 +48,9 @@ type Proxy struct {
 	log       *slog.Logger
 	wake      chan struct{} // holds one token when there is work
 
-	mu    sync.Mutex // guards the fields below
-	dirty map[types.NamespacedName]bool
+	mu     sync.Mutex // guards the fields below
+	dirty  map[types.NamespacedName]bool
+	silent map[netip.Addr]bool // API servers that do not answer this node
 }
 
 // New checks opts and returns a Proxy that has started nothing; call Run.
@@ -72,7 +75,7 @@ func New(c client.Reader, informers Informers, opts Options) (*Proxy, error) {
 		node.Skip[ip] = true
 	}
 	return &Proxy{client: c, informers: informers, opts: opts, node: node, log: opts.Logger,
-		wake: make(chan struct{}, 1), dirty: map[types.NamespacedName]bool{}}, nil
+		wake: make(chan struct{}, 1), dirty: map[types.NamespacedName]bool{}, silent: map[netip.Addr]bool{}}, nil
 }
 
 // Cleanup removes the rules from the kernel; no Proxy may run.
@@ -142,8 +145,13 @@ func (p *Proxy) changed(obj client.Object) {
 		return
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.noteLocked(key)
+}
+
+// noteLocked asks for a look at a service. p.mu is held.
+func (p *Proxy) noteLocked(key types.NamespacedName) {
 	p.dirty[key] = true
-	p.mu.Unlock()
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -179,7 +187,7 @@ func (p *Proxy) syncAll(ctx context.Context, k *kernel) (*desired, error) {
 	touched := map[elementKey]bool{}
 	for i := range services.Items {
 		key := client.ObjectKeyFromObject(&services.Items[i])
-		want.set(key.String(), planService(&services.Items[i], byService[key], p.node).elements(), touched)
+		want.set(key.String(), p.elementsOf(&services.Items[i], byService[key]), touched)
 	}
 	if err := k.replace(planChange(want, nil, touched).Add); err != nil {
 		return nil, err
@@ -191,6 +199,7 @@ func (p *Proxy) syncAll(ctx context.Context, k *kernel) (*desired, error) {
 // syncDirty writes what changed.
 func (p *Proxy) syncDirty(ctx context.Context, k *kernel, want *desired) error {
 	touched := map[elementKey]bool{}
+	servers := want.byService[apiServers().String()]
 	for key := range p.takeDirty() {
 		elements, err := p.planOne(ctx, key)
 		if err != nil {
@@ -202,7 +211,7 @@ func (p *Proxy) syncDirty(ctx context.Context, k *kernel, want *desired) error {
 	if c.empty() {
 		return nil
 	}
-	stale, lost := planStale(c, k.have, want), lostEndpoints(c, k.have, want)
+	stale, lost, dead := planStale(c, k.have, want), lostEndpoints(c, k.have, want), planCut(c, k.have, want, servers)
 	if err := k.apply(c); err != nil {
 		return err
 	}
@@ -211,7 +220,10 @@ func (p *Proxy) syncDirty(ctx context.Context, k *kernel, want *desired) error {
 			return err
 		}
 	}
-	return forgetFlows(stale)
+	if err := forgetFlows(stale); err != nil {
+		return err
+	}
+	return p.cut(ctx, dead)
 }
 
 // planOne reads one service and plans it; one that is gone needs nothing.
@@ -227,5 +239,13 @@ func (p *Proxy) planOne(ctx context.Context, key types.NamespacedName) (map[elem
 		client.MatchingLabels{discoveryv1.LabelServiceName: key.Name}); err != nil {
 		return nil, fmt.Errorf("listing endpoint slices of %s: %w", key, err)
 	}
-	return planService(&svc, endpointSlices.Items, p.node).elements(), nil
+	return p.elementsOf(&svc, endpointSlices.Items), nil
+}
+
+// elementsOf plans one service. The list is shared.
+func (p *Proxy) elementsOf(svc *corev1.Service, list []discoveryv1.EndpointSlice) map[elementKey]elementValue {
+	if isAPIServers(svc) {
+		list = p.heard(list)
+	}
+	return planService(svc, list, p.node).elements()
 }

@@ -43,6 +43,7 @@ type world struct {
 	pods  *podnet.Network
 	paths map[string]string
 	addrs map[string]netip.Addr
+	proxy *Proxy // once it runs
 }
 
 type informers map[string]*controllertest.FakeInformer
@@ -86,11 +87,12 @@ func newWorld(t testing.TB, pods ...string) *world {
 func (w *world) run() {
 	w.t.Helper()
 	p, err := New(w.api, w.inf, Options{NodeName: "n1", ClusterCIDR: netip.MustParsePrefix(testCluster),
-		ServiceCIDR: netip.MustParsePrefix(testServices), SkipIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")},
+		ServiceCIDR: netip.MustParsePrefix(testServices), SkipIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Reset: w.reset,
 		Logger: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.proxy = p
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
@@ -103,6 +105,14 @@ func (w *world) run() {
 			w.t.Error(err)
 		}
 	})
+}
+
+func (w *world) reset(ctx context.Context, list []Connection) error {
+	connections := make([]podnet.Connection, len(list))
+	for i, c := range list {
+		connections[i] = podnet.Connection(c)
+	}
+	return w.pods.Reset(ctx, connections)
 }
 
 func (w *world) put(obj client.Object) {
