@@ -564,3 +564,36 @@ func TestReleaseOfFencedPods(t *testing.T) {
 		})
 	}
 }
+
+func TestReleasable(t *testing.T) {
+	set := []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Controller: new(true)}}
+	claim := []corev1.Volume{{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+	fenced := func(status corev1.ConditionStatus, reason string) []corev1.PodCondition {
+		return []corev1.PodCondition{{Type: heartbeat.ConditionFenced, Status: status, Reason: reason}}
+	}
+	for name, tc := range map[string]struct {
+		change func(*corev1.Pod)
+		want   bool
+	}{
+		"its node said so":                {func(p *corev1.Pod) { p.Status.Conditions = fenced(corev1.ConditionTrue, heartbeat.ReasonIdentity) }, true},
+		"shared storage":                  {func(p *corev1.Pod) { p.Status.Conditions = fenced(corev1.ConditionTrue, heartbeat.ReasonSharedStorage) }, false},
+		"its node said that it is kept":   {func(p *corev1.Pod) { p.Status.Conditions = fenced(corev1.ConditionFalse, heartbeat.ReasonLocalVolume) }, false},
+		"nothing said, of a Deployment":   {func(*corev1.Pod) {}, false},
+		"nothing said, of a StatefulSet":  {func(p *corev1.Pod) { p.OwnerReferences = set }, true},
+		"nothing said, with a claim":      {func(p *corev1.Pod) { p.OwnerReferences, p.Spec.Volumes = set, claim }, false},
+		"nothing said, with another shim": {func(p *corev1.Pod) { p.OwnerReferences, p.Spec.RuntimeClassName = set, new("stock") }, false},
+		"nothing said, and is to be kept": {func(p *corev1.Pod) {
+			p.OwnerReferences, p.Annotations = set, map[string]string{"gantry.dev/when-cut-off": "keep"}
+		}, false},
+		"nothing said, and is to be fenced": {func(p *corev1.Pod) { p.Annotations = map[string]string{"gantry.dev/when-cut-off": "fence"} }, true},
+		"not evicted":                       {func(p *corev1.Pod) { p.OwnerReferences, p.DeletionTimestamp = set, nil }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &metav1.Time{}}}
+			tc.change(pod)
+			if got := releasable(pod); got != tc.want {
+				t.Errorf("releasable = %t, want %t", got, tc.want)
+			}
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -209,8 +210,29 @@ func covers(t *corev1.Toleration, taint *corev1.Taint) bool {
 // paused as a whole and goes on with a stopped clock. Others wait for their node, for its deletion, or for the
 // out-of-service taint.
 func releasable(pod *corev1.Pod) bool {
+	if pod.DeletionTimestamp == nil {
+		return false
+	}
 	c := controller.PodCondition(pod, heartbeat.ConditionFenced)
-	return pod.DeletionTimestamp != nil && c != nil && c.Status == corev1.ConditionTrue && c.Reason != heartbeat.ReasonSharedStorage
+	if c == nil {
+		return fencedUnsaid(pod)
+	}
+	return c.Status == corev1.ConditionTrue && c.Reason != heartbeat.ReasonSharedStorage
+}
+
+// fencedUnsaid says whether every node that fences at all fences a pod of this kind, so that it need not have said so: it may
+// have died while it started the pod. Which pods a node fences is decided in its agent, by the same rules (ADR 39).
+func fencedUnsaid(pod *corev1.Pod) bool {
+	claims := slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.PersistentVolumeClaim != nil || v.Ephemeral != nil })
+	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	if claims || mirror || pod.Spec.RuntimeClassName != nil {
+		return false
+	}
+	if said := pod.Annotations["gantry.dev/when-cut-off"]; said != "" {
+		return said == "fence"
+	}
+	owner := metav1.GetControllerOf(pod)
+	return owner != nil && owner.Kind == "StatefulSet" && strings.HasPrefix(owner.APIVersion, "apps/")
 }
 
 // patience leaves out the taint of an unreachable node for a pod that no other node could run and that has not said itself

@@ -25,6 +25,9 @@ const DefaultCommandTimeout = 10 * time.Minute
 // testTimeout is how long a canary's test may take.
 const testTimeout = 5 * time.Minute
 
+// cutOffAnnotation says what becomes of a pod whose machine is cut off (ADR 39).
+const cutOffAnnotation = "gantry.dev/when-cut-off"
+
 // cronJob is the CronJob of a process that runs at its times.
 func (in Input) cronJob(name string, version *Version, process v1alpha1.Process) *batchv1.CronJob {
 	template := in.template(name, TrackStable, version, process)
@@ -48,7 +51,8 @@ func (in Input) cronJob(name string, version *Version, process v1alpha1.Process)
 // ReleaseJobName is the name of the Job that runs the command of a release: one for each, so it runs once.
 func ReleaseJobName(app string, number int64) string { return ReleaseName(app, number) + "-release" }
 
-// ReleaseJob runs the command of a release once.
+// ReleaseJob runs the command of a release once. When its machine dies or is drained meanwhile it is run anew elsewhere, after the
+// first run has certainly ended: two of them never run side by side.
 func ReleaseJob(app *v1alpha1.App, version *Version) *batchv1.Job {
 	command := version.Content.Release
 	timeout := DefaultCommandTimeout
@@ -83,10 +87,14 @@ func (in Input) job(name, process, command string, timeout time.Duration, versio
 		ObjectMeta: meta,
 		Spec: batchv1.JobSpec{
 			BackoffLimit: new(int32(0)), ActiveDeadlineSeconds: new(max(int64(timeout/time.Second), 1)),
+			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{{
+				Action:          batchv1.PodFailurePolicyActionIgnore,
+				OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}},
+			}}},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{
 				v1alpha1.LabelApp: in.App.Name, v1alpha1.LabelProcess: process, LabelManagedBy: ManagedBy,
 				v1alpha1.LabelRelease: strconv.FormatInt(version.Number, 10),
-			}}, Spec: spec},
+			}, Annotations: map[string]string{cutOffAnnotation: "fence"}}, Spec: spec},
 		},
 	}
 }

@@ -90,6 +90,7 @@ func Eject(in Input, version *Version) []client.Object {
 	job := ReleaseJob(in.App, version)
 	job.OwnerReferences = nil
 	job.Spec.BackoffLimit = new(int32(6)) // Kubernetes' own default
+	job.Spec.PodFailurePolicy, job.Spec.Template.Annotations = nil, nil
 	return append(out, job)
 }
 
