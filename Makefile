@@ -105,7 +105,7 @@ fixture: build kubectl ## Record a data dir of this program for upgrade tests (N
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_E2E_RECORD=$(CURDIR)/test/fixtures/$(NAME) $(GO) test -count=1 -run TestUpgrade ./e2e
 
 # PARTS=suite runs a part only; SUITE adds flags (SUITE="-procs 2 -waiting", SUITE='-focus "Watchers should"').
-PARTS ?= clients wayout foreign suite
+PARTS ?= clients wayout foreign suite two-nodes
 .PHONY: conformance
 conformance: build kubectl ## Run upstream's suite and real clients on a node (root; PARTS=suite for a part)
 	cd test && $(GO) test ./conformance/
@@ -113,6 +113,12 @@ conformance: build kubectl ## Run upstream's suite and real clients on a node (r
 	$(if $(filter wayout,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/wayout/)
 	$(if $(filter foreign,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m ./conformance/foreign/)
 	$(if $(filter suite,$(PARTS)),cd test && GO="$(GO)" $(GO) run ./conformance/run -bin $(CURDIR)/bin $(SUITE))
+	$(if $(filter two-nodes,$(PARTS)),cd test && GO="$(GO)" $(GO) run ./conformance/run -bin $(CURDIR)/bin -nodes 2 -procs 1 -list conformance/lists/two-nodes.txt)
+
+# Not a part of "make ci": it takes minutes.
+.PHONY: tour
+tour: build kubectl ## Take the example through its life on three machines, one of them killed in each step (root)
+	cd test && GANTRY_E2E_TOUR=1 GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -v -timeout 30m -run TestTourOnThreeMachines ./e2e
 
 # BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m).
 .PHONY: bench

@@ -127,6 +127,18 @@ func TestOurListsAreWhole(t *testing.T) {
 			t.Errorf("one-node.txt lacks %s", test.Name)
 		}
 	}
+	var left, twoNodes []string
+	for _, test := range all {
+		if test.LeftOut != "" {
+			left = append(left, test.Name)
+		}
+	}
+	for _, test := range readListFile(t, "lists/two-nodes.txt") {
+		twoNodes = append(twoNodes, test.Name)
+	}
+	if !slices.Equal(left, twoNodes) {
+		t.Errorf("one-node.txt leaves out %q, two-nodes.txt has %q", left, twoNodes)
+	}
 	if !slices.IsSortedFunc(all, func(a, b Test) int { return strings.Compare(a.Group(), b.Group()) }) {
 		t.Error("one-node.txt is not by group")
 	}

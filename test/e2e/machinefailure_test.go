@@ -104,15 +104,7 @@ func (m *machines) loseDB(t *testing.T, fail, end func(t *testing.T, i int)) {
 	if home == m.name(2) {
 		victim, other = 2, 1
 	}
-	count := func(i int, what string) int {
-		n := 0
-		for _, cmdline := range m.everything(i) {
-			if cmdline == what {
-				n++
-			}
-		}
-		return n
-	}
+	count := m.count
 	const db = "sleep 100202"
 	if count(victim, db) != 1 {
 		t.Fatalf("the stateful pod does not run on %s", home)

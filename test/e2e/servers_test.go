@@ -64,9 +64,7 @@ func TestServers(t *testing.T) {
 	}
 	deployed(m.node[1], m.node[2], "before")
 
-	leader := slices.IndexFunc(m.node, func(c *cluster) bool {
-		return strings.TrimSpace(m.node[0].kubectl(t, "get", "lease", "-n", "kube-system", "kube-scheduler", "-o", "jsonpath={.spec.holderIdentity}")) == m.name(slices.Index(m.node, c))
-	})
+	leader := m.leader(t, 0)
 	if leader < 0 {
 		t.Fatal("no machine leads")
 	}
@@ -92,4 +90,63 @@ func TestServers(t *testing.T) {
 			t.Errorf("node %s was taken for dead: %s", name, lost)
 		}
 	}
+	m.deadServerIsCut(t)
+}
+
+// waiters is a pod that keeps connections to the API servers and sends nothing.
+const waiters = `
+apiVersion: v1
+kind: Pod
+metadata: {name: waiters}
+spec:
+  nodeName: NODE
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: busybox:e2e
+    command: [sh, -c, "for i in $(seq 24); do (sleep 100 | nc $KUBERNETES_SERVICE_HOST 443 >/dev/null; echo ended) & done; sleep 1000"]
+`
+
+// deadServerIsCut takes the leader's link away. What a pod has of connections to it ends, though nothing says that they are over,
+// and its new connections all reach another server.
+func (m *machines) deadServerIsCut(t *testing.T) {
+	t.Helper()
+	leader := m.leader(t, 0)
+	from := m.node[(leader+1)%3]
+	from.load(t, false)
+	from.apply(t, "default", strings.Replace(waiters, "NODE", m.name((leader+1)%3), 1))
+	from.pod(t, "default", "waiters", "running", running)
+	ended := func() int { return strings.Count(from.kubectl(t, "logs", "waiters"), "ended") }
+	connected := func() int {
+		return strings.Count(from.kubectl(t, "exec", "waiters", "--", "netstat", "-tn"), "ESTABLISHED")
+	}
+	eventually(t, "24 connections are open", 10*time.Second, func() error {
+		if n := connected(); n != 24 || ended() > 0 {
+			return fmt.Errorf("%d are, and %d have ended", n, ended())
+		}
+		return nil
+	})
+	m.cut(t, leader)
+	begin := time.Now()
+	eventually(t, "those to the dead server end", 4*time.Second, func() error {
+		if ended() == 0 {
+			return fmt.Errorf("none has")
+		}
+		return nil
+	})
+	t.Logf("connections to a server that was cut off ended after %v", time.Since(begin).Round(10*time.Millisecond))
+	for range 8 {
+		from.kubectl(t, "exec", "waiters", "--", "sh", "-c", "nc -w 1 $KUBERNETES_SERVICE_HOST 443 </dev/null")
+	}
+	if n := ended(); n == 24 {
+		t.Error("connections to servers that live have ended, too")
+	}
+	m.mend(t, leader)
+}
+
+// leader is the machine that leads, as another one knows it; -1 is none.
+func (m *machines) leader(t *testing.T, at int) int {
+	t.Helper()
+	holder := strings.TrimSpace(m.node[at].try(t, "get", "lease", "-n", "kube-system", "kube-scheduler", "-o", "jsonpath={.spec.holderIdentity}").stdout)
+	return slices.IndexFunc(m.node, func(c *cluster) bool { return holder == m.name(slices.Index(m.node, c)) })
 }

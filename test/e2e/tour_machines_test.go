@@ -103,10 +103,10 @@ type machinesTour struct {
 
 // first is the first deploy, with the database's volume on the first machine.
 func (mt *machinesTour) first(t *testing.T) {
+	mt.lead(t)
 	for i := 1; i < 3; i++ {
 		mt.node[0].kubectl(t, "cordon", mt.name(i))
 	}
-	mt.lead(t)
 	deployed := make(chan struct{})
 	var placing error
 	placed := make(chan struct{})
@@ -213,7 +213,7 @@ func (mt *machinesTour) powerOn(t *testing.T, i int) {
 func (mt *machinesTour) whole(t *testing.T) {
 	t.Helper()
 	eventually(t, "all machines are ready", time.Minute, func() error {
-		if out := mt.node[0].try(t, "get", "nodes", "--no-headers").stdout; strings.Count(out, " Ready ") != 3 {
+		if out := mt.node[0].try(t, "get", "nodes", "--no-headers").stdout; strings.Count(out, " Ready") != 3 {
 			return fmt.Errorf("they are\n%s", out)
 		}
 		if got := mt.node[0].try(t, "get", "endpoints", "kubernetes", "-o", "jsonpath={.subsets[*].addresses[*].ip}").stdout; len(strings.Fields(got)) != 3 {
@@ -235,7 +235,7 @@ func (mt *machinesTour) whole(t *testing.T) {
 func (mt *machinesTour) lead(t *testing.T) {
 	t.Helper()
 	for range 3 {
-		if mt.leader(t) != 0 {
+		if mt.leader(t, 0) != 0 {
 			return
 		}
 		mt.node[0].kill(t, syscall.SIGTERM)
@@ -245,28 +245,16 @@ func (mt *machinesTour) lead(t *testing.T) {
 	t.Fatal("the first machine leads again and again")
 }
 
-// leader is the machine that leads; -1 is none that is known.
-func (mt *machinesTour) leader(t *testing.T) int {
-	t.Helper()
-	holder := mt.node[0].try(t, "get", "lease", "-n", "kube-system", "kube-scheduler", "-o", "jsonpath={.spec.holderIdentity}").stdout
-	for i := range mt.node {
-		if holder == mt.name(i) {
-			return i
-		}
-	}
-	return -1
-}
-
 // busiest is the machine, the first left out, with most pods of the application; of two with as many it is the one that leads.
 func (mt *machinesTour) busiest(t *testing.T) int {
 	t.Helper()
 	pods := mt.node[0].try(t, "get", "pods", "-l", "gantry.dev/process", "-o", "jsonpath={.items[*].spec.nodeName}").stdout
 	one, two := strings.Count(pods, mt.name(1)), strings.Count(pods, mt.name(2))
-	victim := 1
-	if two > one || two == one && mt.leader(t) == 2 {
+	victim, leader := 1, mt.leader(t, 0)
+	if two > one || two == one && leader == 2 {
 		victim = 2
 	}
-	t.Logf("pods of the application are on %s, and %s leads; %s is killed", pods, mt.name(max(mt.leader(t), 0)), mt.name(victim))
+	t.Logf("pods of the application are on %s, and machine %d leads; %s is killed", pods, leader, mt.name(victim))
 	return victim
 }
 

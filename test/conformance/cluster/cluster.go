@@ -35,6 +35,7 @@ type Cluster struct {
 
 	opts    Options
 	machine *machine
+	workers []*Cluster
 }
 
 // Start makes the machine and starts the node; it returns when the node is ready. Call Remove in
@@ -61,6 +62,36 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 		return nil, errors.Join(err, c.Remove(context.WithoutCancel(ctx)))
 	}
 	return c, nil
+}
+
+// Join makes a worker of this cluster on a machine beside it, and returns when it is ready. Remove takes it away, too.
+func (c *Cluster) Join(ctx context.Context) (*Cluster, error) {
+	number := len(c.workers) + 1
+	said, err := c.output(ctx, "token", "create")
+	if err != nil {
+		return nil, err
+	}
+	flags := append(slices.Clone(c.opts.Flags), "--node-name", fmt.Sprintf("worker-%d", number))
+	words := strings.Fields(said)
+	for i, word := range words {
+		if (word == "--join" || word == "--token") && i+1 < len(words) {
+			flags = append(flags, word, words[i+1])
+		}
+	}
+	m, err := c.machine.neighbour(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(tempDir(), "gc-")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cluster: make the data dir: %w", err), m.remove())
+	}
+	w := &Cluster{Dir: dir, opts: Options{Bin: c.opts.Bin, Flags: flags}, machine: m}
+	if err := w.Up(ctx); err != nil {
+		return nil, errors.Join(err, w.Remove(context.WithoutCancel(ctx)))
+	}
+	c.workers = append(c.workers, w)
+	return w, nil
 }
 
 // tempDir is $TMPDIR unless that is long: a socket's path has 108 bytes at most.
@@ -107,8 +138,13 @@ func running(pid int) bool {
 	return err == nil && len(cmdline) > 0
 }
 
-// Remove stops the node and takes the machine and the data away.
+// Remove stops the node and takes the machine and the data away; workers that joined it go first.
 func (c *Cluster) Remove(ctx context.Context) error {
+	var failed []error
+	for _, w := range c.workers {
+		failed = append(failed, w.Remove(ctx))
+	}
+	c.workers = nil
 	err := c.gantry(ctx, "down", "--purge", "--yes")
 	c.killAll()
 	mounts, mountErr := mountsUnder(c.Dir)
@@ -116,7 +152,7 @@ func (c *Cluster) Remove(ctx context.Context) error {
 	for _, mount := range mounts {
 		_ = syscall.Unmount(mount, syscall.MNT_DETACH)
 	}
-	return errors.Join(err, mountErr, os.RemoveAll(c.Dir), c.machine.remove())
+	return errors.Join(append(failed, err, mountErr, os.RemoveAll(c.Dir), c.machine.remove())...)
 }
 
 // killAll ends what a failed down has left on this machine.
@@ -172,6 +208,12 @@ func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exe
 
 // gantry runs a gantry command on the cluster; an error has all that it said.
 func (c *Cluster) gantry(ctx context.Context, args ...string) error {
+	_, err := c.output(ctx, args...)
+	return err
+}
+
+// output runs a gantry command and returns all that it said.
+func (c *Cluster) output(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	cmd := c.Command(ctx, filepath.Join(c.opts.Bin, "gantry"), append([]string{"--data-dir", c.Dir}, args...)...)
@@ -179,9 +221,9 @@ func (c *Cluster) gantry(ctx context.Context, args ...string) error {
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("cluster: gantry %s: %w\n%s", strings.Join(args, " "), err, said.String())
+		return "", fmt.Errorf("cluster: gantry %s: %w\n%s", strings.Join(args, " "), err, said.String())
 	}
-	return nil
+	return said.String(), nil
 }
 
 // mountsUnder are the mount points at or below a folder, in the order of their making.

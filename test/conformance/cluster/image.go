@@ -68,8 +68,10 @@ type SuiteFiles struct {
 func (c *Cluster) LoadSuiteImages(ctx context.Context, registry *Registry, from SuiteFiles) error {
 	for _, i := range suiteImages(registry.Address+"/", from) {
 		i.tools = from.Tools
-		if err := c.load(ctx, i); err != nil {
-			return err
+		for _, node := range append([]*Cluster{c}, c.workers...) {
+			if err := node.load(ctx, i); err != nil {
+				return err
+			}
 		}
 		if !i.pulled {
 			continue

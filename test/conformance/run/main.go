@@ -26,7 +26,7 @@ type options struct {
 	list, focus, skip  string
 	kubeconfig, out    string
 	etcdCache          string
-	procs              int
+	procs, nodes       int
 	timeout            time.Duration
 	all, keep          bool
 	images             bool
@@ -59,6 +59,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "run on this cluster instead of starting one")
 	flags.StringVar(&o.out, "out", "../.cache/conformance/out", "folder for the log and the report")
 	flags.IntVar(&o.procs, "procs", 4, "tests at once")
+	flags.IntVar(&o.nodes, "nodes", 1, "nodes of the cluster: a server and workers")
 	flags.DurationVar(&o.timeout, "timeout", 2*time.Hour, "limit of the whole run")
 	flags.BoolVar(&o.all, "all", false, "also run what the list leaves out")
 	flags.BoolVar(&o.images, "images", true, "give the node stand-ins for upstream's test images, for tests that run pods")
@@ -94,6 +95,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		defer func() { finish(c, o, stderr) }()
+		for range o.nodes - 1 {
+			if _, err := c.Join(ctx); err != nil {
+				return err
+			}
+		}
 		suite.Kubeconfig, suite.Command = c.Kubeconfig(), c.Command
 		if o.images {
 			registry, err := loadImages(ctx, c, o, stderr)
