@@ -96,7 +96,13 @@ lint: deps programs bin/golangci-lint ## Check the style: gofmt, go vet and gola
 
 .PHONY: e2e
 e2e: build kubectl ## Test the built program with real containers and kubectl (root)
-	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/... ./robustness/
+
+# The same SEED makes the same schedule; FAULTS="leader paused,leader cut off" draws from these only.
+.PHONY: robustness
+robustness: build kubectl ## Kill, pause and cut off machines under load (root; DURATION=30m SEED=7)
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin DURATION=$(or $(DURATION),30m) SEED=$(SEED) FAULTS="$(FAULTS)" \
+		$(GO) test -count=1 -v -timeout 24h -run TestRobustness ./robustness
 
 .PHONY: fixture
 fixture: build kubectl ## Record a data dir of this program for upgrade tests (NAME=4-deploy)

@@ -5,6 +5,7 @@ go 1.26.8
 // The main module is required so that every library has the version that Gantry is built with.
 require (
 	gantry.dev/gantry v0.0.0
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/google/go-cmp v0.7.0
 	github.com/google/go-containerregistry v0.22.1
 	github.com/vishvananda/netlink v1.3.1

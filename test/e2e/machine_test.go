@@ -13,24 +13,22 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	link "gantry.dev/gantry/test/machines"
 )
 
 // binEnv names the folder of the programs under test.
 const binEnv = "GANTRY_TEST_BIN"
 
 const (
-	machineIP = "10.77.0.2"
-	outsideIP = "10.77.0.1"
+	machineIP = link.FirstIP
+	outsideIP = link.OutsideIP
 )
 
 // machine is a network namespace that a node takes for its machine: lo, eth0 with machineIP, and
@@ -121,39 +119,11 @@ func runCommand(t *testing.T, cmd *exec.Cmd, stdin string) result {
 
 // in calls fn on a thread inside of the network namespace that is mounted on path. Sockets that
 // fn opens stay in that namespace.
-func in(path string, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if unix.Gettid() == unix.Getpid() {
-			defer runtime.UnlockOSThread() // the main thread must not change
-			done <- in(path, fn)
-			return
-		}
-		ns, err := os.Open(path)
-		if err != nil {
-			done <- err
-			return
-		}
-		defer func() { _ = ns.Close() }()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- err
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
-}
+func in(path string, fn func() error) error { return link.In(path, fn) }
 
 // dialIn connects from inside of a namespace. The address must be an IP address.
 func dialIn(path string) func(ctx context.Context, network, address string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		inErr := in(path, func() error {
-			conn, err = new(net.Dialer).DialContext(ctx, network, address)
-			return nil
-		})
-		return conn, errors.Join(inErr, err)
-	}
+	return link.DialIn(path)
 }
 
 // httpFrom is a client in a namespace that makes a new connection for each request.
@@ -197,38 +167,14 @@ func poll(limit time.Duration, check func() error) error {
 }
 
 // processes are the command lines, by pid, of the processes for which match is true.
-func processes(match func(pid int, cmdline string) bool) map[int]string {
-	found := make(map[int]string)
-	folders, _ := filepath.Glob("/proc/[0-9]*")
-	for _, folder := range folders {
-		var pid int
-		if _, err := fmt.Sscanf(filepath.Base(folder), "%d", &pid); err != nil {
-			continue
-		}
-		cmdline, err := os.ReadFile(filepath.Join(folder, "cmdline"))
-		if err != nil {
-			continue
-		}
-		text := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
-		if match(pid, text) {
-			found[pid] = text
-		}
-	}
-	return found
-}
+func processes(match func(pid int, cmdline string) bool) map[int]string { return link.Processes(match) }
 
 // mountsUnder are the mount points at or below a folder.
 func mountsUnder(t *testing.T, folder string) []string {
 	t.Helper()
-	info, err := os.ReadFile("/proc/self/mountinfo")
+	found, err := link.MountsUnder(folder)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var found []string
-	for line := range strings.Lines(string(info)) {
-		if fields := strings.Fields(line); len(fields) > 4 && (fields[4] == folder || strings.HasPrefix(fields[4], folder+"/")) {
-			found = append(found, fields[4])
-		}
 	}
 	return found
 }

@@ -3,15 +3,14 @@
 package e2e
 
 import (
-	"crypto/rand"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	link "gantry.dev/gantry/test/machines"
 )
 
 // machines are several machines on one link: each a network namespace and a data dir, with eth0 on a bridge in a
@@ -22,12 +21,13 @@ import (
 //	m.join(t, 0, 1)              // machine 1 becomes a worker of the server on machine 0
 //	m.cut(t, 1); m.mend(t, 1)    // its link, both ways; cutTo one way
 type machines struct {
+	link  *link.Link
 	world string     // path of the bridge's namespace
 	node  []*cluster // node[i] has the address m.ip(i) and the name m.name(i)
 }
 
 // linkNet is the prefix of the machines' link.
-const linkNet = "10.77.0.0/24"
+const linkNet = link.LinkNet
 
 // newMachines makes n machines with nothing on them; flags are those of every "gantry up".
 func newMachines(t *testing.T, n int, flags ...string) *machines {
@@ -39,26 +39,15 @@ func newMachines(t *testing.T, n int, flags ...string) *machines {
 	if os.Getuid() != 0 {
 		t.Skip("needs root for network namespaces and containers")
 	}
-	name := "ge-" + strings.ToLower(rand.Text()[:6])
-	m := &machines{world: "/run/netns/" + name}
-	addNamespace(t, name)
-	ip(t, "-n", name, "link", "add", "br0", "type", "bridge")
-	ip(t, "-n", name, "addr", "add", outsideIP+"/24", "dev", "br0")
-	ip(t, "-n", name, "link", "set", "br0", "up")
+	m := &machines{link: link.New(t, n)}
+	m.world = m.link.Outside
 	for i := range n {
-		own := fmt.Sprintf("%s-%d", name, i)
-		addNamespace(t, own)
-		ip(t, "-n", own, "link", "add", "eth0", "type", "veth", "peer", "name", port(i), "netns", name)
-		ip(t, "-n", own, "addr", "add", m.ip(i)+"/24", "dev", "eth0")
-		ip(t, "-n", own, "link", "set", "eth0", "up")
-		ip(t, "-n", own, "route", "add", "default", "via", outsideIP)
-		ip(t, "-n", name, "link", "set", port(i), "master", "br0", "up")
 		dir, err := os.MkdirTemp(shortTempDir(), "ge-")
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := &cluster{
-			machine: &machine{ns: "/run/netns/" + own, outside: m.world, bin: bin}, dir: dir,
+			machine: &machine{ns: m.link.NS[i], outside: m.world, bin: bin}, dir: dir,
 			extra: append([]string{"--node-name", m.name(i)}, flags...),
 		}
 		m.node = append(m.node, c)
@@ -67,32 +56,11 @@ func newMachines(t *testing.T, n int, flags ...string) *machines {
 	return m
 }
 
-func addNamespace(t *testing.T, name string) {
-	t.Helper()
-	ip(t, "netns", "add", name)
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
-	ip(t, "-n", name, "link", "set", "lo", "up")
-}
-
 // ip runs the program ip, which must work.
-func ip(t *testing.T, args ...string) {
-	t.Helper()
-	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-		t.Fatalf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-}
-
-// port is the bridge's end of machine i's link.
-func port(i int) string { return fmt.Sprintf("port%d", i) }
+func ip(t *testing.T, args ...string) { t.Helper(); link.Run(t, args...) }
 
 // ip is the address of machine i: machineIP for the first.
-func (m *machines) ip(i int) string {
-	addr := netip.MustParseAddr(machineIP)
-	for range i {
-		addr = addr.Next()
-	}
-	return addr.String()
-}
+func (m *machines) ip(i int) string { return link.IP(i) }
 
 // name is the node name of machine i.
 func (m *machines) name(i int) string { return fmt.Sprintf("m%d", i) }
@@ -123,51 +91,20 @@ func (m *machines) join(t *testing.T, server, i int) string {
 }
 
 // cut takes the link of machine i away, both ways; nobody's addresses or routes change.
-func (m *machines) cut(t *testing.T, i int) {
-	t.Helper()
-	ip(t, "-n", filepath.Base(m.world), "link", "set", port(i), "nomaster")
-}
+func (m *machines) cut(t *testing.T, i int) { t.Helper(); m.link.Cut(t, i) }
 
 // mend gives the link of machine i back.
-func (m *machines) mend(t *testing.T, i int) {
-	t.Helper()
-	ip(t, "-n", filepath.Base(m.world), "link", "set", port(i), "master", "br0")
-}
+func (m *machines) mend(t *testing.T, i int) { t.Helper(); m.link.Mend(t, i) }
 
 // cutTo drops what machine "from" sends to machine "to"; the other way still works.
-func (m *machines) cutTo(t *testing.T, from, to int) {
-	t.Helper()
-	ip(t, "-n", filepath.Base(m.node[from].ns), "route", "add", "blackhole", m.ip(to)+"/32")
-}
+func (m *machines) cutTo(t *testing.T, from, to int) { t.Helper(); m.link.CutTo(t, from, to) }
 
 // mendTo ends cutTo.
-func (m *machines) mendTo(t *testing.T, from, to int) {
-	t.Helper()
-	ip(t, "-n", filepath.Base(m.node[from].ns), "route", "del", "blackhole", m.ip(to)+"/32")
-}
+func (m *machines) mendTo(t *testing.T, from, to int) { t.Helper(); m.link.MendTo(t, from, to) }
 
 // everything are the processes of machine i, those of its pods included.
 func (m *machines) everything(i int) map[int]string {
-	c := m.node[i]
-	all := c.processes()
-	spaces := map[uint64]bool{}
-	nets, _ := filepath.Glob(filepath.Join(c.dir, "net", "*", "*"))
-	more, _ := filepath.Glob(filepath.Join(c.dir, "net", "*"))
-	for _, path := range append(nets, more...) {
-		var at syscall.Stat_t
-		var fs syscall.Statfs_t
-		const nsfs = 0x6e736673
-		if syscall.Statfs(path, &fs) == nil && fs.Type == nsfs && syscall.Stat(path, &at) == nil {
-			spaces[at.Ino] = true
-		}
-	}
-	for pid, cmdline := range processes(func(pid int, _ string) bool {
-		var at syscall.Stat_t
-		return syscall.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &at) == nil && spaces[at.Ino]
-	}) {
-		all[pid] = cmdline
-	}
-	return all
+	return link.Everything(m.node[i].ns, m.node[i].dir)
 }
 
 // signal sends a signal to everything on machine i: SIGKILL is a power cut, SIGSTOP and SIGCONT a pause.
