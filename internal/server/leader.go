@@ -96,6 +96,7 @@ func (cp *ControlPlane) serveTerm(ctx context.Context, over <-chan struct{}, beg
 	}
 	if cp.store.HasCompany() || cp.opts.Peer != nil {
 		t.run("leases", t.keepLeases)
+		t.run("comparison of the members", t.compareMembers)
 	}
 	begun()
 	select {

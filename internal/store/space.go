@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 )
 
@@ -136,7 +135,8 @@ func (s *Store) lookAtDisk(ctx context.Context) {
 	}
 }
 
-// shrink makes the database file smaller if it is worth it. Members take turns, a minute each.
+// shrink makes the database file smaller if it is worth it, on one member at a time. One that leads while there is something to
+// do hands over first: all writes would wait for it.
 func (s *Store) shrink(ctx context.Context, idle bool, now int64) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
@@ -150,7 +150,7 @@ func (s *Store) shrink(ctx context.Context, idle bool, now int64) {
 			}
 		}
 	}
-	if (!idle && !tight) || !worthShrinking(size, used, s.opts.QuotaBytes) || !s.ourTurn() {
+	if (!idle && !tight) || !worthShrinking(size, used, s.opts.QuotaBytes) {
 		return
 	}
 	if free, err := s.opts.Free(s.opts.Dir); err != nil || free < uint64(used)+uint64(used)/8 { //nolint:gosec // sizes are positive
@@ -160,6 +160,17 @@ func (s *Store) shrink(ctx context.Context, idle bool, now int64) {
 		return // somebody reads the file as a whole
 	}
 	defer s.shape.Unlock()
+	release, err := s.takeTurn(ctx)
+	if err != nil {
+		return // the next look tries again
+	}
+	defer release()
+	if s.company.Load() && !idle {
+		if err := s.handOver(ctx); err != nil {
+			s.opts.Logger.LogAttrs(ctx, slog.LevelInfo, "the database file stays as large as it is", slog.Any("error", err))
+			return
+		}
+	}
 	begun := time.Now()
 	if err := server.Defragment(); err != nil {
 		s.opts.Logger.LogAttrs(ctx, slog.LevelWarn, "making the database file smaller", slog.Any("error", err))
@@ -167,19 +178,4 @@ func (s *Store) shrink(ctx context.Context, idle bool, now int64) {
 	}
 	s.opts.Logger.LogAttrs(ctx, slog.LevelInfo, "the database file is smaller",
 		slog.Int64("fromBytes", size), slog.Int64("toBytes", server.Backend().Size()), slog.Duration("took", time.Since(begun)))
-}
-
-// ourTurn reports whether this member is the one of all that may stop for a moment now. s.gate is held.
-func (s *Store) ourTurn() bool {
-	if !s.company.Load() {
-		return true
-	}
-	server := s.member.server
-	var ids []uint64
-	for _, m := range server.Cluster().Members() {
-		ids = append(ids, uint64(m.ID))
-	}
-	slices.Sort(ids)
-	at := slices.Index(ids, uint64(server.MemberID()))
-	return len(ids) > 0 && int(time.Now().Unix()/60)%len(ids) == at
 }
