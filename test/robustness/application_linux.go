@@ -176,6 +176,7 @@ func (a *application) ask(ctx context.Context, client *http.Client, method, path
 	if err != nil {
 		return fmt.Errorf("make a request: %w", err)
 	}
+	r.Header.Set("Content-Type", "application/json")
 	a.mu.Lock()
 	a.rows.requests++
 	a.mu.Unlock()
@@ -209,6 +210,7 @@ var errAnswer = errors.New("answered")
 func (a *application) judge(t *testing.T) string {
 	t.Helper()
 	ctx := t.Context()
+	requests, failed := a.rows.requests, a.rows.failed // under load
 	there, highest := map[int64]string{}, int64(0)
 	for id := range a.rows.made {
 		highest = max(highest, id)
@@ -239,7 +241,7 @@ func (a *application) judge(t *testing.T) string {
 		t.Error(problem)
 	}
 	text := fmt.Sprintf("the application: %d rows acknowledged, %d removals; %d of %d requests failed (%.2f%%), no row taken for %.1fs at most; lost or invented: %d\n",
-		len(a.rows.made), len(a.rows.removed), a.rows.failed, a.rows.requests, 100*float64(a.rows.failed)/float64(max(1, a.rows.requests)), a.gap.Seconds(), len(broken))
+		len(a.rows.made), len(a.rows.removed), failed, requests, 100*float64(failed)/float64(max(1, requests)), a.gap.Seconds(), len(broken))
 	for why, n := range a.why {
 		text += fmt.Sprintf("%6d %s\n", n, why)
 	}
