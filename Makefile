@@ -73,7 +73,7 @@ clean: ## Remove what was built
 .PHONY: test
 test: deps programs ## Run all tests but test/e2e (PKGS=./internal/store/... for a part)
 	@for m in $(MODULES); do (cd $$m && $(GO) test ./...) || exit 1; done
-	cd test && $(GO) test ./bench/... ./upstream/... ./conformance/
+	cd test && $(GO) test ./bench/... ./hosts/... ./upstream/... ./conformance/
 	$(GO) test -p $(PARALLEL) -timeout 15m $(PKGS)
 
 .PHONY: race
@@ -126,7 +126,7 @@ conformance: build kubectl ## Run upstream's suite and real clients on a node (r
 tour: build kubectl ## Take the example through its life on three machines, one of them killed in each step (root)
 	cd test && GANTRY_E2E_TOUR=1 GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -v -timeout 30m -run TestTourOnThreeMachines ./e2e
 
-# BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m).
+# BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m, -defaults).
 .PHONY: bench
 bench: build ## Measure beside upstream Kubernetes and print one table (root; BENCH=get,create for a part)
 	@mkdir -p .cache/bench

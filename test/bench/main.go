@@ -34,6 +34,7 @@ type options struct {
 	idle        time.Duration
 	jsonPath    string
 	inside      bool
+	defaults    bool
 }
 
 func main() {
@@ -64,9 +65,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&opts.bin, "bin", os.Getenv("GANTRY_TEST_BIN"), "folder with the gantry program")
 	flags.StringVar(&opts.module, "upstream", "upstream/programs", "folder of the module that pins upstream's programs")
 	flags.StringVar(&opts.cache, "cache", "../.cache/upstream", "folder that keeps upstream's built programs")
-	flags.StringVar(&only, "only", "", "parts to run, separated by commas (without it: all but "+partScale+", "+partLarge+", "+partGateway+" and "+partApplication+"; the last two run alone): "+strings.Join(parts(), ","))
+	flags.StringVar(&only, "only", "", "parts to run, separated by commas (without it: all but "+partScale+", "+partLarge+", "+partGateway+", "+partApplication+" and "+partFailover+"; the last three run alone): "+strings.Join(parts(), ","))
 	flags.BoolVar(&opts.gantryOnly, "gantry-only", false, "leave upstream out")
 	flags.BoolVar(&opts.controlOnly, "no-node", false, "leave out what needs containers")
+	flags.BoolVar(&opts.defaults, "defaults", false, "in "+partFailover+", also kill a machine of upstream with its default settings, which takes six minutes")
 	flags.IntVar(&opts.rounds, "rounds", 3, "rounds of each operation")
 	flags.DurationVar(&opts.round, "round", 4*time.Second, "length of a round")
 	flags.IntVar(&opts.workers, "workers", 32, "requests at once")

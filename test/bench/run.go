@@ -37,7 +37,7 @@ const (
 
 // parts are the names that -only takes.
 func parts() []string {
-	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge, partGateway, partApplication}
+	return []string{partReady, partIdle, "get", "create", "patch", "status", "list", "list10k", "apply", partWatch, partMany, partDeploy, partPods, partScale, partLarge, partGateway, partApplication, partFailover}
 }
 
 // bench is one run.
@@ -58,6 +58,9 @@ func run(ctx context.Context, opts options, out, progress io.Writer) (err error)
 	}
 	if slices.Equal(opts.only, []string{partApplication}) {
 		return measureApplication(ctx, opts, out, progress)
+	}
+	if slices.Equal(opts.only, []string{partFailover}) {
+		return measureFailover(ctx, opts, out, progress)
 	}
 	dir, err := os.MkdirTemp("", "gbench")
 	if err != nil {

@@ -28,8 +28,8 @@ resources:
   - identity: {}
 `
 
-// writeFiles makes all keys, certificates and configurations in dir. address may be nil.
-func writeFiles(dir, apiURL string, address net.IP) error {
+// writeFiles makes all keys, certificates and configurations in dir. addresses are kube-apiserver's beside the loopback ones.
+func writeFiles(dir, apiURL string, addresses ...net.IP) error {
 	ca, err := NewAuthority("kubernetes")
 	if err != nil {
 		return err
@@ -42,11 +42,7 @@ func writeFiles(dir, apiURL string, address net.IP) error {
 	if files["ca.key"], err = encodeKey(ca.key.(*ecdsa.PrivateKey)); err != nil {
 		return err
 	}
-	var further []net.IP
-	if address != nil {
-		further = append(further, address)
-	}
-	server, err := ca.Server("kube-apiserver", further...)
+	server, err := ca.Server("kube-apiserver", addresses...)
 	if err != nil {
 		return err
 	}

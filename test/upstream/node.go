@@ -74,6 +74,7 @@ type NodeOptions struct {
 	PodCIDR  string       // its pods' addresses, a part of 10.244.0.0/16; required
 	NetNS    string       // network namespace that it lives in, as a path; default the caller's
 	Images   []string     // archives that it has from the beginning
+	Kubelet  string       // further lines of the kubelet's configuration
 }
 
 func (o *NodeOptions) check() error {
@@ -106,6 +107,7 @@ func (c *Cluster) StartNode(opts NodeOptions) error {
 		return err
 	}
 	c.nodes = append(c.nodes, opts.Name)
+	c.nodeAt[opts.Name] = len(c.commands)
 	args := []string{"unshare", "--mount", "--propagation", "private", "sh", "-eu", "-c", nodeScript, "node"}
 	args = append(args, opts.Dir, opts.Name, opts.Programs.Kubernetes, opts.Programs.Runtime, filepath.Dir(opts.Runc), pause)
 	args = append(args, opts.Images...)
@@ -114,6 +116,19 @@ func (c *Cluster) StartNode(opts NodeOptions) error {
 	}
 	dns := []string{filepath.Join(opts.Programs.Runtime, "coredns"), "-conf", filepath.Join(opts.Dir, "Corefile")}
 	return c.launch(opts.Dir, "coredns", inNetNS(opts.NetNS, dns))
+}
+
+// KillNode ends a node with all its containers at once, as a machine does that loses its power.
+func (c *Cluster) KillNode(name string) error {
+	at, ok := c.nodeAt[name]
+	if !ok {
+		return fmt.Errorf("upstream: there is no node %s", name)
+	}
+	delete(c.nodeAt, name)
+	_ = syscall.Kill(-c.commands[at].Process.Pid, syscall.SIGKILL)
+	<-c.exited[at]
+	c.killed = append(c.killed, at)
+	return killNode(name)
 }
 
 // inNetNS is a command line that runs args in a network namespace.
@@ -131,7 +146,7 @@ func (c *Cluster) writeNodeFiles(opts NodeOptions) error {
 		return err
 	}
 	files := map[string][]byte{
-		"kubelet.yaml": fmt.Appendf(nil, kubeletConfig, filepath.Join(c.PKI, "ca.crt"), opts.Name, c.dns, filepath.Join(opts.Dir, "resolv.conf")),
+		"kubelet.yaml": fmt.Appendf(nil, kubeletConfig, filepath.Join(c.PKI, "ca.crt"), opts.Name, c.dns, filepath.Join(opts.Dir, "resolv.conf"), opts.Kubelet),
 		"proxy.yaml":   fmt.Appendf(nil, proxyConfig, filepath.Join(opts.Dir, "proxy.kubeconfig"), podRange, opts.Name),
 		"cni.conflist": fmt.Appendf(nil, cniConfig, filepath.Join(opts.Dir, "ipam"), opts.PodCIDR),
 		"resolv.conf":  []byte("nameserver " + c.dns.String() + "\n"),

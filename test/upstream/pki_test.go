@@ -47,7 +47,7 @@ func TestClientIsTrustedByItsAuthorityOnly(t *testing.T) {
 
 func TestWriteFilesMakesWhatTheProgramsRead(t *testing.T) {
 	dir := t.TempDir()
-	if err := writeFiles(dir, "https://127.0.0.1:6443", nil); err != nil {
+	if err := writeFiles(dir, "https://127.0.0.1:6443"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := LoadAuthority(dir); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -22,8 +23,10 @@ type Options struct {
 	Dir      string   // empty folder for keys, data and logs; required
 	APIOnly  bool     // leaves out kube-controller-manager and kube-scheduler
 	APIFlags []string // further flags of kube-apiserver
-	Address  net.IP   // where nodes reach kube-apiserver; without it, it listens on the loopback address
-	NetNS    string   // network namespace that it all lives in, as a path; default the caller's
+	// ManagerFlags are further flags of kube-controller-manager.
+	ManagerFlags []string
+	Address      net.IP // where nodes reach kube-apiserver; without it, it listens on the loopback address
+	NetNS        string // network namespace that it all lives in, as a path; default the caller's
 }
 
 // Cluster is a running control plane without nodes.
@@ -37,7 +40,9 @@ type Cluster struct {
 	commands []*exec.Cmd
 	exited   []chan struct{} // one a command, closed when it has ended
 	nodes    []string
-	dns      net.IP // of the first node
+	nodeAt   map[string]int // which command is a node's
+	killed   []int          // commands that KillNode has ended
+	dns      net.IP         // of the first node
 }
 
 // Start starts the four programs and returns without waiting for them to be ready: etcd and
@@ -54,27 +59,37 @@ func Start(opts Options) (*Cluster, error) {
 	if err := os.MkdirAll(pki, 0o700); err != nil {
 		return nil, fmt.Errorf("upstream: make a folder: %w", err)
 	}
-	address := "127.0.0.1"
+	address, further := "127.0.0.1", []net.IP(nil)
 	if opts.Address != nil {
-		address = opts.Address.String()
+		address, further = opts.Address.String(), []net.IP{opts.Address}
 	}
 	server := "https://" + net.JoinHostPort(address, ports[2])
-	if err := writeFiles(pki, server, opts.Address); err != nil {
+	if err := writeFiles(pki, server, further...); err != nil {
 		return nil, err
 	}
-	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Server: server, Etcd: "http://127.0.0.1:" + ports[0], Started: time.Now()}
+	c := &Cluster{Kubeconfig: filepath.Join(pki, "admin.kubeconfig"), PKI: pki, Server: server, Etcd: "http://127.0.0.1:" + ports[0], Started: time.Now(), nodeAt: map[string]int{}}
 	programs := arguments(opts.Dir, address, ports)
 	programs[1] = append(programs[1], opts.APIFlags...)
+	programs[2] = append(programs[2], opts.ManagerFlags...)
 	if opts.APIOnly {
 		programs = programs[:2]
 	}
-	for _, p := range programs {
-		p[0] = filepath.Join(opts.Programs, p[0])
-		if err := c.launch(opts.Dir, filepath.Base(p[0]), inNetNS(opts.NetNS, p)); err != nil {
-			return nil, errors.Join(err, c.Stop())
-		}
+	if err := c.launchAll(opts, programs); err != nil {
+		return nil, errors.Join(err, c.Stop())
 	}
 	return c, nil
+}
+
+// launchAll starts programs, whose first words are their names.
+func (c *Cluster) launchAll(opts Options, programs [][]string) error {
+	for _, p := range programs {
+		name := p[0]
+		p = append([]string{filepath.Join(opts.Programs, name)}, p[1:]...)
+		if err := c.launch(opts.Dir, name, inNetNS(opts.NetNS, p)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // arguments are the command lines: what kubeadm writes, the clients' limits raised, and ten times
@@ -136,7 +151,7 @@ func reconciler(address string) string {
 
 // launch runs a program with its log in dir. It ends with this process.
 func (c *Cluster) launch(dir, name string, args []string) error {
-	log, err := os.Create(filepath.Join(dir, name+".log"))
+	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("upstream: make a log: %w", err)
 	}
@@ -168,6 +183,9 @@ func (c *Cluster) PIDs() []int {
 // Check returns an error that names the first program that has ended.
 func (c *Cluster) Check() error {
 	for i, exited := range c.exited {
+		if slices.Contains(c.killed, i) {
+			continue
+		}
 		select {
 		case <-exited:
 			return fmt.Errorf("upstream: %s ended: %v", filepath.Base(c.commands[i].Path), c.commands[i].ProcessState)
@@ -175,6 +193,15 @@ func (c *Cluster) Check() error {
 		}
 	}
 	return nil
+}
+
+// Kill ends all programs at once, as a machine does that loses its power.
+func (c *Cluster) Kill() {
+	for i, cmd := range c.commands {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		<-c.exited[i]
+	}
+	c.commands, c.exited = nil, nil
 }
 
 // Stop ends the nodes with their containers and the programs, etcd last, and waits for them.
