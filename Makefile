@@ -96,7 +96,7 @@ lint: deps programs bin/golangci-lint ## Check the style: gofmt, go vet and gola
 
 .PHONY: e2e
 e2e: build kubectl ## Test the built program with real containers and kubectl (root)
-	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/... ./robustness/
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 20m ./e2e/... ./robustness/ ./fleet/
 
 # The same SEED makes the same schedule; FAULTS="leader paused,leader cut off" draws from these only.
 .PHONY: robustness
@@ -132,6 +132,15 @@ bench: build ## Measure beside upstream Kubernetes and print one table (root; BE
 	@mkdir -p .cache/bench
 	cd test && $(GO) build -o $(CURDIR)/.cache/bench/bench ./bench
 	cd test && GO="$(GO)" $(CURDIR)/.cache/bench/bench -bin $(CURDIR)/bin -only "$(BENCH)" -json $(CURDIR)/.cache/bench/results.json $(BENCH_FLAGS)
+
+# NODES=1000 DURATION=30m, and FLEET_FLAGS="-load" to load the servers instead of killing machines.
+NODES    ?= 100
+DURATION ?= 10m
+.PHONY: fleet
+fleet: build ## Simulate many machines against three servers, and kill them at random (root; NODES=100 DURATION=10m)
+	@mkdir -p .cache/bench
+	cd test && $(GO) build -o $(CURDIR)/.cache/bench/fleet ./fleet
+	$(CURDIR)/.cache/bench/fleet -bin $(CURDIR)/bin -nodes $(NODES) -duration $(DURATION) -json $(CURDIR)/.cache/bench/fleet.json $(FLEET_FLAGS)
 
 .PHONY: generate
 generate: ## Make the deep copies and definitions of the public types in api/ anew

@@ -31,6 +31,7 @@ const (
 // Hosts makes machines. They end with the namespaces of this process.
 type Hosts struct {
 	next netip.Addr
+	made int
 }
 
 // Host is one machine.
@@ -71,14 +72,14 @@ func New(ctx context.Context) (*Hosts, error) {
 	}
 	h := &Hosts{next: netip.MustParseAddr(firstHost)}
 	return h, IP(ctx,
-		"link add hosts0 type bridge", "addr add "+World+"/16 dev hosts0", "link set hosts0 up",
+		"link set lo up", "link add hosts0 type bridge", "addr add "+World+"/16 dev hosts0", "link set hosts0 up",
 	)
 }
 
 // Add makes a machine.
 func (h *Hosts) Add(ctx context.Context, name string) (*Host, error) {
-	m := &Host{Name: name, NS: filepath.Join(netnsDir, name), Address: h.next, port: "p" + strings.ReplaceAll(h.next.String(), ".", "")[4:]}
-	h.next = h.next.Next()
+	m := &Host{Name: name, NS: filepath.Join(netnsDir, name), Address: h.next, port: fmt.Sprintf("port%d", h.made)}
+	h.next, h.made = h.next.Next(), h.made+1
 	return m, IP(ctx,
 		"netns add "+name, "-n "+name+" link set lo up",
 		"-n "+name+" link add eth0 type veth peer name "+m.port+" netns "+fmt.Sprint(unix.Getpid()),
