@@ -60,6 +60,10 @@ bin/kubectl: go.mod
 gen: ## Run the code generators
 	$(GO) generate ./...
 
+.PHONY: man
+man: build ## Write the manual pages to dist/man (man -M dist/man gantry)
+	bin/gantry man dist/man/man1
+
 .PHONY: release
 release: ## Build the archives of a release into dist/, with their sums
 	@GO="$(GO)" scripts/deps.sh --release

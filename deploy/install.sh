@@ -4,11 +4,15 @@
 #
 #   install.sh                                     newest archive beside the script, to /usr/local/bin
 #   install.sh --from https://HOST/PATH --version v1.2.3 --to DIR
+#
+# Manual pages and completions for bash, zsh and fish go to the folder share beside DIR, where man and shells look for those of
+# programs in DIR. --no-docs leaves them out.
 set -eu
 
 from=$(cd "$(dirname "$0")" && pwd)
 version=
 to=/usr/local/bin
+docs=yes
 while [ $# -gt 0 ]; do
 	case $1 in
 	--from | --version | --to)
@@ -19,8 +23,12 @@ while [ $# -gt 0 ]; do
 		case $1 in --from) from=$2 ;; --version) version=$2 ;; --to) to=$2 ;; esac
 		shift 2
 		;;
+	--no-docs)
+		docs=
+		shift
+		;;
 	*)
-		echo "install: $1 is not known; use --from, --version and --to" >&2
+		echo "install: $1 is not known; use --from, --version, --to and --no-docs" >&2
 		exit 2
 		;;
 	esac
@@ -58,5 +66,16 @@ mkdir -p "$to"
 cp "$work/$name/gantry" "$to/.gantry.new"
 chmod 755 "$to/.gantry.new"
 mv "$to/.gantry.new" "$to/gantry"
+put() { # put FILE FOLDER NAME
+	mkdir -p "$share/$2" && cp "$1" "$share/$2/$3" && chmod 644 "$share/$2/$3"
+}
+if [ -n "$docs" ] && [ -d "$work/$name/man" ]; then
+	share=$(dirname "$to")/share
+	rm -f "$share"/man/man1/gantry.1 "$share"/man/man1/gantry-*.1 # those of commands that are no more
+	for page in "$work/$name"/man/man1/*.1; do put "$page" man/man1 "${page##*/}"; done
+	put "$work/$name/completions/gantry.bash" bash-completion/completions gantry
+	put "$work/$name/completions/_gantry" zsh/site-functions _gantry
+	put "$work/$name/completions/gantry.fish" fish/vendor_completions.d gantry.fish
+fi
 echo "installed $("$to/gantry" version | sed -n 's/^gantry  *//p') as $to/gantry"
-if [ $os = linux ]; then echo "try: sudo gantry up --detach"; fi
+if [ $os = linux ]; then echo "try: sudo gantry doctor; sudo gantry up --detach"; fi

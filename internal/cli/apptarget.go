@@ -88,6 +88,20 @@ func (a *app) target(cmd *cobra.Command, f *appFlags, argument string) (*appTarg
 
 // connect finds the cluster and the project.
 func (a *app) connect(cmd *cobra.Command, f *appFlags) (*appTarget, place, error) {
+	t, known, err := a.placeOf(cmd, f)
+	if err != nil {
+		return nil, place{}, err
+	}
+	config, err := a.clusterOf(cmd, t)
+	if err != nil {
+		return nil, place{}, err
+	}
+	t.cluster, err = deploy.Connect(config)
+	return t, known, err
+}
+
+// placeOf finds context and project: those of flags, else what this folder remembers.
+func (a *app) placeOf(cmd *cobra.Command, f *appFlags) (*appTarget, place, error) {
 	folder, err := os.Getwd()
 	if err != nil {
 		return nil, place{}, fmt.Errorf("find this folder: %w", err)
@@ -98,12 +112,7 @@ func (a *app) connect(cmd *cobra.Command, f *appFlags) (*appTarget, place, error
 	}
 	t := &appTarget{folder: folder, context: cmp.Or(f.context, known.Context)}
 	t.key.Namespace = cmp.Or(f.project, known.Project, defaultProject)
-	config, err := a.clusterOf(cmd, t)
-	if err != nil {
-		return nil, place{}, err
-	}
-	t.cluster, err = deploy.Connect(config)
-	return t, known, err
+	return t, known, nil
 }
 
 // configFolder is where this user's settings lie.

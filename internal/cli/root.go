@@ -88,6 +88,8 @@ func (a *app) root() *cobra.Command {
 	}
 	root.AddGroup(&cobra.Group{ID: groupApplication, Title: "Application (this folder's, or APP, or -a APP):"})
 	root.AddCommand(a.applicationCommands()...)
+	root.AddCommand(a.manCommand())
+	a.completeNames(root)
 	return root
 }
 
