@@ -23,7 +23,7 @@ type Backend struct {
 	// nftables tables. It finds nothing to do when called again. The caller holds the lock and, for
 	// "--purge", removes the data dir afterwards.
 	Down func(ctx context.Context, run DownRequest) error
-	// Doctor looks for what would keep a cluster on this machine from working.
+	// Doctor examines this machine for what would keep a cluster on it from working.
 	Doctor func(ctx context.Context, c config.Config) ([]Finding, error)
 	// Images works on the node's images.
 	Images *Images
@@ -69,11 +69,20 @@ type DownRequest struct {
 	Logger *slog.Logger
 }
 
-// Finding is one thing that "gantry doctor" found.
+// Levels of findings.
+const (
+	LevelOK      = "ok"
+	LevelWarning = "warning" // works, but not as it should
+	LevelProblem = "problem" // a node does not work like this
+)
+
+// Finding is one thing that "gantry doctor" looked at.
 type Finding struct {
-	Problem string                          `json:"problem"`
-	Cure    string                          `json:"cure"` // what Fix would do, as a command where there is one
-	Fix     func(ctx context.Context) error `json:"-"`    // nil when only a person can
+	Check string                          `json:"check"`
+	Level string                          `json:"level"`
+	Says  string                          `json:"says"`
+	Cure  string                          `json:"cure,omitempty"` // what helps, as a command where there is one
+	Fix   func(ctx context.Context) error `json:"-"`              // does it; nil when only a person can
 }
 
 // Images works on images; all members are required.

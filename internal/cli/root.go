@@ -127,23 +127,30 @@ func (a *app) printf(format string, args ...any) error {
 	return nil
 }
 
-// confirm asks a yes-or-no question. Without a terminal it is an error that names --yes.
+// confirm asks a yes-or-no question; anything but yes is an error. Without a terminal it is one that names --yes.
 func (a *app) confirm(question string) error {
+	yes, err := a.ask(question)
+	if err == nil && !yes {
+		return errors.New("nothing was done")
+	}
+	return err
+}
+
+// ask asks a yes-or-no question. Without a terminal it is an error that names --yes.
+func (a *app) ask(question string) (bool, error) {
 	if a.yes {
-		return nil
+		return true, nil
 	}
 	if !a.env.IsTerminal {
-		return usage("%s: there is no terminal to ask on; say --yes", question)
+		return false, usage("%s: there is no terminal to ask on; say --yes", question)
 	}
 	_, _ = fmt.Fprintf(a.env.Stderr, "%s? [y/N] ", question)
 	var answer string
 	if _, err := fmt.Fscanln(a.env.Stdin, &answer); err != nil && !errors.Is(err, io.EOF) && answer != "" {
-		return fmt.Errorf("read answer: %w", err)
+		return false, fmt.Errorf("read answer: %w", err)
 	}
-	if answer = strings.ToLower(answer); answer != "y" && answer != "yes" {
-		return errors.New("nothing was done")
-	}
-	return nil
+	answer = strings.ToLower(answer)
+	return answer == "y" || answer == "yes", nil
 }
 
 // exactArgs is cobra.ExactArgs with our words and exit code.

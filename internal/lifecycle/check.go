@@ -72,7 +72,7 @@ func CheckPort(addr netip.AddrPort, flag string) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		who := "another process"
-		if pid, name, ok := portHolder(addr.Port()); ok {
+		if pid, name, ok := PortHolder(addr.Port()); ok {
 			who = fmt.Sprintf("%s (process id %d)", name, pid)
 		}
 		return fmt.Errorf("port %d at %s is in use by %s; stop it, or choose another port with %s", addr.Port(), addr.Addr(), who, flag)
@@ -84,8 +84,8 @@ func CheckPort(addr netip.AddrPort, flag string) error {
 	return fmt.Errorf("listen at %s: %w; see %s", addr, err, flag)
 }
 
-// portHolder finds the process that listens on a TCP port, by the sockets in /proc.
-func portHolder(port uint16) (pid int, name string, ok bool) {
+// PortHolder finds the process that listens on a TCP port, by the sockets in /proc.
+func PortHolder(port uint16) (pid int, name string, ok bool) {
 	inodes := map[string]bool{}
 	for _, table := range []string{"tcp", "tcp6"} {
 		// The thread's own view: it may be in another network namespace than the process.

@@ -13,7 +13,6 @@ import (
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/container/gobuild"
-	"gantry.dev/gantry/internal/network/podnet"
 	"gantry.dev/gantry/internal/programs"
 )
 
@@ -28,7 +27,7 @@ func Backend() cli.Backend {
 			})
 		},
 		Down:   func(ctx context.Context, run cli.DownRequest) error { return Down(ctx, run.Config, run.Steps) },
-		Doctor: doctor, ProbeImage: probeImage,
+		Doctor: examine, ProbeImage: probeImage,
 		Images:  &cli.Images{Load: loadImages, List: listImages, Remove: removeImage, Build: buildImage},
 		Backups: &cli.Backups{Restore: restore, Verify: verifyBackup},
 		Registry: &cli.Registry{
@@ -46,26 +45,6 @@ func versions() []cli.Version {
 		out = append(out, cli.Version{Name: v.Name, Version: v.Version})
 	}
 	return out
-}
-
-// doctor looks for other firewalls' rules that would drop the pods' traffic.
-func doctor(ctx context.Context, _ config.Config) ([]cli.Finding, error) {
-	through, err := tunnels()
-	if err != nil {
-		return nil, err
-	}
-	found, err := podnet.CheckFirewall(ctx, "gantry0", through...)
-	if err != nil {
-		return nil, err
-	}
-	var out []cli.Finding
-	for _, f := range found {
-		out = append(out, cli.Finding{
-			Problem: f.What, Cure: commands(f.Cure),
-			Fix: func(ctx context.Context) error { return podnet.ApplyCure(ctx, []podnet.Finding{f}) },
-		})
-	}
-	return out, nil
 }
 
 // commands writes commands as a person types them.

@@ -380,12 +380,12 @@ func (n *node) runNetwork(ctx context.Context) error {
 
 // warnOfFirewalls names rules of others that drop the pods' traffic, and the cure.
 func (n *node) warnOfFirewalls(ctx context.Context) {
-	found, err := doctor(ctx, n.opts.config)
+	found, err := otherFirewalls(ctx)
 	if err != nil {
 		n.opts.logger.Warn("cannot look at other firewalls' rules", "error", err)
 	}
 	for _, f := range found {
-		n.opts.steps.Say("firewall: %s; cure: %s (or gantry doctor --fix)", f.Problem, f.Cure)
+		n.opts.steps.Say("firewall: %s; cure: %s (or gantry doctor --fix)", f.What, commands(f.Cure))
 	}
 }
 
