@@ -94,6 +94,8 @@ type GitSource struct {
 	URL string `json:"url"`
 	// Ref is a branch, tag or commit; empty is the default branch.
 	Ref string `json:"ref,omitempty"`
+	// Secret is a name in the application's Secret that holds USER:PASSWORD or a token.
+	Secret string `json:"secret,omitempty"`
 }
 
 // ReleaseCommand is what runs once before a release gets requests.

@@ -83,6 +83,8 @@ type BuildStatus struct {
 	// Kind is the way that was found, and Found says what it was found by.
 	Kind  string `json:"kind,omitempty"`
 	Found string `json:"found,omitempty"`
+	// Commit is what was fetched of a git repository.
+	Commit string `json:"commit,omitempty"`
 	// Step is what is being done, such as "4/7 RUN go build".
 	Step string `json:"step,omitempty"`
 	// Message says what failed and where: file, line, exit code.

@@ -82,6 +82,12 @@ func planOf(request *deploy.Request, before, after *v1alpha1.App) appPlan {
 			plan.Build += " at " + shortCommit(request.Tree.Commit)
 		}
 	}
+	if build := request.Spec.Build; request.Spec.Image == "" && build != nil && build.Git != nil {
+		plan.Build = "from " + deploy.GitOrigin(build)
+		if build.Git.Ref != "" {
+			plan.Build += " at " + build.Git.Ref
+		}
+	}
 	paths := sortedKeys(old)
 	for path := range now {
 		if _, both := old[path]; !both {

@@ -20,6 +20,7 @@ import (
 
 	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/platform/appfile"
+	"gantry.dev/gantry/internal/platform/build/language"
 	"gantry.dev/gantry/internal/platform/deploy"
 	"gantry.dev/gantry/internal/platform/source"
 )
@@ -179,7 +180,11 @@ func (a *app) folderRequest(ctx context.Context, t *appTarget, f *deployFlags, f
 		src.Origin = strings.TrimSuffix(src.Origin, ":"+tagOf(src.Origin))
 	}
 	request.Spec.Source = src
-	if request.Spec.Image == "" && (request.Spec.Build == nil || request.Spec.Build.Git == nil) {
+	switch build := request.Spec.Build; {
+	case request.Spec.Image != "":
+	case build != nil && build.Git != nil:
+		src.Origin = deploy.GitOrigin(build)
+	default:
 		if err := a.readSource(ctx, &request, absolute, f.quiet); err != nil {
 			return request, err
 		}
@@ -204,7 +209,7 @@ func (a *app) readSource(ctx context.Context, request *deploy.Request, folder st
 	if _, err := fs.Stat(part, "."); err != nil {
 		return usage("there is no folder %s to build; build.path names it", inside)
 	}
-	found, err := appfile.Detect(part, dockerfile)
+	found, err := language.Detect(part, language.Options{Dockerfile: dockerfile})
 	if err != nil {
 		return usage("%s: %w", cmp.Or(strings.TrimPrefix(inside, "."), "this folder"), err)
 	}
@@ -218,34 +223,9 @@ func (a *app) readSource(ctx context.Context, request *deploy.Request, folder st
 	if found.Main != "." {
 		request.Main = found.Main
 	}
-	if found.Kind == v1alpha1.KindStatic || found.Kind == v1alpha1.KindNode {
-		request.Kind = "" // its builder looks for itself
-	}
-	if found.Kind == v1alpha1.KindProcfile {
-		addProcesses(&request.Spec, found.Processes)
-	}
+	deploy.AddProcesses(&request.Spec, found.Processes)
 	request.Spec.Source.Origin, request.Spec.Source.Commit = tree.Origin, tree.Commit
 	return nil
-}
-
-// addProcesses adds what a Procfile names. The file goes before it.
-func addProcesses(spec *v1alpha1.AppSpec, found map[string]string) {
-	processes := maps.Clone(spec.Processes)
-	if processes == nil {
-		processes = map[string]v1alpha1.Process{}
-	}
-	for name, command := range found {
-		if name == "release" {
-			if spec.Release == nil {
-				spec.Release = &v1alpha1.ReleaseCommand{Command: command}
-			}
-			continue
-		}
-		process := processes[name]
-		process.Command = cmp.Or(process.Command, command)
-		processes[name] = process
-	}
-	spec.Processes = processes
 }
 
 func (a *app) composeRequests(ctx context.Context, t *appTarget, f *deployFlags, path string) ([]deploy.Request, error) {
@@ -390,11 +370,11 @@ func (a *app) initCommand() *cobra.Command {
 			if err != nil {
 				return usage("%w", err)
 			}
-			found, err := appfile.Detect(tree.FS(), "")
-			if mains, several := errors.AsType[*appfile.MainsError](err); several {
-				found = appfile.Found{Kind: v1alpha1.KindGo, Main: mains.Mains[0]}
+			found, err := language.Detect(tree.FS(), language.Options{})
+			if mains, several := errors.AsType[*language.MainsError](err); several {
+				found = language.Plan{Kind: language.Go, Main: mains.Mains[0]}
 				a.warn("there are %d programs: %s; the file names the first", len(mains.Mains), strings.Join(mains.Mains, ", "))
-			} else if err != nil && !appfile.IsNothing(err) {
+			} else if err != nil && !errors.Is(err, language.ErrNothing) {
 				a.warn("%v", err)
 			}
 			target := filepath.Join(folder, appfile.FileName)

@@ -17,6 +17,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 
 	"gantry.dev/gantry/api/v1alpha1"
+	"gantry.dev/gantry/internal/platform/build/language"
 )
 
 var update = flag.Bool("update", false, "write the golden files and the published schema and reference anew")
@@ -233,7 +234,7 @@ func TestSchemaAgrees(t *testing.T) {
 		t.Fatal(err)
 	}
 	right := []string{string(everything), "name: a\n", "image: a\nport: 1\nscale: 0\n", "health: /up\nrelease: {command: x, timeout: 1h30m}\n",
-		"rollout: {strategy: canary, every: 0}\n", "processes: {a: {cpu: 2, memory: 1000000000}}\n", string(Template("a", Found{}))}
+		"rollout: {strategy: canary, every: 0}\n", "processes: {a: {cpu: 2, memory: 1000000000}}\n", string(Template("a", language.Plan{}))}
 	for _, text := range right {
 		if _, err := Parse("f", []byte(text), ""); err != nil {
 			t.Errorf("Parse refuses %q: %v", text, err)
@@ -315,59 +316,16 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func TestDetect(t *testing.T) {
-	type files = map[string]string
-	for name, tc := range map[string]struct {
-		files files
-		want  string
-	}{
-		"Dockerfile first": {files{"Dockerfile": "", "go.mod": ""}, "dockerfile by Dockerfile"},
-		"Procfile":         {files{"Procfile": "web: ./a\nworker: b", "requirements.txt": ""}, "procfile by Procfile map[web:./a worker:b]"},
-		"Procfile, bare":   {files{"Procfile": "web: ./a"}, "! there is a Procfile, but no go.mod"},
-		"Go":               {files{"go.mod": "", "main.go": "package main"}, "go by go.mod main ."},
-		"Go, below":        {files{"go.mod": "", "cmd/a/main.go": "package main", "cmd/a/x_test.go": "package main"}, "go by go.mod main cmd/a"},
-		"Go, several":      {files{"go.mod": "", "cmd/a/a.go": "package main", "cmd/b/b.go": "package main", "testdata/c/c.go": "package main"}, "! this module has 2 programs: cmd/a, cmd/b"},
-		"Go, tool ignored": {files{"go.mod": "", "cmd/a/a.go": "package main", "gen.go": "//go:build ignore\n\npackage main"}, "go by go.mod main cmd/a"},
-		"Go, library":      {files{"go.mod": "", "a.go": "package a"}, "! there is a go.mod, but no package main"},
-		"node start":       {files{"package.json": `{"scripts":{"start":"x"}}`, "yarn.lock": ""}, "node by package.json map[web:yarn start]"},
-		"node dist":        {files{"package.json": `{}`, "dist/index.html": ""}, "static by package.json static dist"},
-		"node build":       {files{"package.json": `{"scripts":{"build":"x"}}`, "pnpm-lock.yaml": ""}, "node by package.json"},
-		"node main":        {files{"package.json": `{"main":"a.js"}`, "a.js": ""}, "node by package.json map[web:node a.js]"},
-		"node, nothing":    {files{"package.json": `{}`}, "! package.json has no script start"},
-		"python":           {files{"requirements.txt": ""}, "python by requirements.txt"},
-		"pyproject":        {files{"pyproject.toml": ""}, "python by pyproject.toml"},
-		"static":           {files{"index.html": ""}, "static by index.html static ."},
-		"nothing":          {files{"README": ""}, "! nothing that could be deployed is here"},
-		"Containerfile":    {files{"Containerfile": ""}, "! nothing that could be deployed: a Dockerfile is called"},
+// TestTemplate reads back what init writes for all that may be found.
+func TestTemplate(t *testing.T) {
+	for name, found := range map[string]language.Plan{
+		"nothing":  {},
+		"Go":       {Kind: language.Go, Main: "cmd/a", Why: "there is a go.mod"},
+		"Procfile": {Kind: language.Python, Why: "there is a requirements.txt: Python, and a Procfile", Processes: map[string]string{"web": "./a", "release": "./b \"c\""}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			source := fstest.MapFS{}
-			for file, text := range tc.files {
-				source[file] = &fstest.MapFile{Data: []byte(text)}
-			}
-			found, err := Detect(source, "")
-			got := found.Kind + " by " + found.By
-			if found.Main != "" {
-				got += " main " + found.Main
-			}
-			if found.Processes != nil {
-				got += fmt.Sprint(" ", found.Processes)
-			}
-			if found.Static != "" {
-				got += " static " + found.Static
-			}
-			if err != nil {
-				got = "! " + err.Error()
-			}
-			if got != tc.want && (err == nil || !strings.HasPrefix(got, tc.want)) {
-				t.Errorf("found %q, want %q", got, tc.want)
-			}
-			if err == nil {
-				if _, err := Parse("gantry.yaml", Template("shop", found), ""); err != nil {
-					t.Errorf("the file of init is refused: %v", err)
-				}
-			}
-		})
+		if _, err := Parse("gantry.yaml", Template("shop", found), ""); err != nil {
+			t.Errorf("%s: the file of init is refused: %v", name, err)
+		}
 	}
 }
 

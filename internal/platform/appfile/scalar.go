@@ -14,6 +14,8 @@ import (
 	"github.com/robfig/cron/v3"
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"gantry.dev/gantry/internal/platform/build/language"
 )
 
 // Tags of YAML's scalars.
@@ -27,7 +29,7 @@ const (
 // Limits on names. Objects are named APP-PROCESS, and a name is one label of a host name.
 const (
 	MaxAppName     = 40
-	MaxProcessName = 20
+	MaxProcessName = language.MaxProcessName
 )
 
 // patterns as the schema has them; Go and JavaScript read them alike.

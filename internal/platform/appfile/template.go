@@ -6,12 +6,12 @@ import (
 	"slices"
 	"strings"
 
-	"gantry.dev/gantry/api/v1alpha1"
+	"gantry.dev/gantry/internal/platform/build/language"
 )
 
 // Template returns a gantry.yaml for a folder in which something was found: what is known stands in it, what may be wanted next
 // is there as comments.
-func Template(name string, found Found) []byte {
+func Template(name string, found language.Plan) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# yaml-language-server: $schema=%s\n# Every key: https://gantry.dev/docs/gantry-yaml\n\nname: %s\n", SchemaURL, name)
 	switch {
@@ -33,8 +33,8 @@ func Template(name string, found Found) []byte {
 	}
 	b.WriteString("\n# env:\n#   LOG_LEVEL: info\n# secrets: [STRIPE_KEY]   # set them with: gantry secret set STRIPE_KEY\n")
 	b.WriteString("\n# addons:\n#   db: postgres   # sets DATABASE_URL\n\n# domains: [shop.example.com]\n")
-	if len(processes) > 1 || (len(processes) == 1 && found.Kind == v1alpha1.KindProcfile) {
-		fmt.Fprintf(&b, "\n# processes, from %s:\n", found.By)
+	if len(processes) > 0 {
+		b.WriteString("\n# processes, from the Procfile:\n")
 		for _, process := range slices.Sorted(maps.Keys(processes)) {
 			fmt.Fprintf(&b, "#   %s: %s\n", process, processes[process])
 		}

@@ -314,28 +314,57 @@ func (c *Controller) request(ctx context.Context, obj *v1alpha1.Build) (job.Requ
 	switch {
 	case spec.App == "" || strings.Contains(spec.App, "/"):
 		return request, fmt.Errorf("spec.app is %q, want the name of an application", spec.App)
-	case spec.Git != nil || spec.Source == "":
-		return request, errors.New("spec.source is empty: this builder takes source that was uploaded")
+	case (spec.Git == nil) == (spec.Source == ""):
+		return request, errors.New("want one of spec.source, which was uploaded, and spec.git")
 	case !strings.HasPrefix(request.Repository, path.Join(job.RegistryHost, obj.Namespace)+"/"):
 		return request, fmt.Errorf("spec.image is %s, want a repository in %s/%s", spec.Image, job.RegistryHost, obj.Namespace)
 	}
-	if len(spec.Secrets) == 0 {
-		return request, nil
+	return request, c.secrets(ctx, obj, &request)
+}
+
+// secrets adds to a request what its Build names of the application's Secret.
+func (c *Controller) secrets(ctx context.Context, obj *v1alpha1.Build, request *job.Request) error {
+	spec := obj.Spec
+	if spec.Git != nil {
+		request.Git = &job.Git{URL: spec.Git.URL, Ref: spec.Git.Ref}
+	}
+	if len(spec.Secrets) == 0 && (spec.Git == nil || spec.Git.Secret == "") {
+		return nil
 	}
 	secret := &corev1.Secret{}
 	err := c.client.Get(ctx, client.ObjectKey{Namespace: obj.Namespace, Name: v1alpha1.SecretName(spec.App)}, secret)
 	if client.IgnoreNotFound(err) != nil {
-		return request, fmt.Errorf("reading the secrets of %s: %w", spec.App, err)
+		return fmt.Errorf("reading the secrets of %s: %w", spec.App, err)
+	}
+	read := func(name string) ([]byte, error) {
+		if value, ok := secret.Data[name]; ok {
+			return value, nil
+		}
+		return nil, fmt.Errorf("the secret %s is not set: gantry secret set -a %s %s", name, spec.App, name)
 	}
 	request.Secrets = map[string][]byte{}
 	for _, name := range spec.Secrets {
-		value, ok := secret.Data[name]
-		if !ok {
-			return request, fmt.Errorf("the secret %s is not set: gantry secret set -a %s %s", name, spec.App, name)
+		if request.Secrets[name], err = read(name); err != nil {
+			return err
 		}
-		request.Secrets[name] = value
 	}
-	return request, nil
+	if spec.Git == nil || spec.Git.Secret == "" {
+		return nil
+	}
+	value, err := read(spec.Git.Secret)
+	if err == nil {
+		request.Git.User, request.Git.Password = credentials(string(value))
+	}
+	return err
+}
+
+// credentials splits USER:PASSWORD. A token alone goes with a user's name that servers do not look at.
+func credentials(value string) (user, password string) {
+	value = strings.TrimSpace(value)
+	if user, password, found := strings.Cut(value, ":"); found {
+		return user, password
+	}
+	return "git", value
 }
 
 // reporter keeps the log and the status of one build that runs.
@@ -360,6 +389,8 @@ func (r *reporter) event(event job.Event) {
 	switch event.Type {
 	case job.Found:
 		r.show(ctx, true, func(s *v1alpha1.BuildStatus) { s.Kind, s.Found, s.Processes = event.Kind, event.Text, event.Processes })
+	case job.Commit:
+		r.show(ctx, true, func(s *v1alpha1.BuildStatus) { s.Commit = event.Text })
 	case job.Step:
 		r.step = event.Text
 		r.show(ctx, false, func(*v1alpha1.BuildStatus) {})

@@ -43,6 +43,9 @@ func (f *fakeBuilder) Build(ctx context.Context, request job.Request, _ build.Im
 	f.mu.Lock()
 	f.requests = append(f.requests, request)
 	f.mu.Unlock()
+	if request.Git != nil {
+		tell(job.Event{Type: job.Commit, Text: "c0ffee"})
+	}
 	tell(job.Event{Type: job.Found, Kind: "go", Text: "go.mod"})
 	tell(job.Event{Type: job.Step, Text: "1/2 compile"})
 	select {
@@ -235,5 +238,44 @@ func TestControllerRestart(t *testing.T) {
 	p.is("one", phase(v1alpha1.BuildSucceeded))
 	if n := len(p.builder.seen()); n != 2 {
 		t.Errorf("the builder was asked %d times, want 2", n)
+	}
+}
+
+// TestControllerGit hands the builder the repository with the credentials of a secret, and shows the commit.
+func TestControllerGit(t *testing.T) {
+	p := newPlane(t)
+	git := func(secret string) func(*v1alpha1.Build) {
+		return func(b *v1alpha1.Build) {
+			b.Spec.Source, b.Spec.Git = "", &v1alpha1.GitSource{URL: "https://example.com/shop.git", Ref: "main", Secret: secret}
+		}
+	}
+	p.create("none", git("GIT_TOKEN"))
+	if s := p.is("none", phase(v1alpha1.BuildFailed)); !strings.Contains(s.Message, "gantry secret set -a web GIT_TOKEN") {
+		t.Errorf("message = %q, want what to do about the secret", s.Message)
+	}
+	p.create("both", func(b *v1alpha1.Build) { b.Spec.Git = &v1alpha1.GitSource{URL: "https://example.com/shop.git"} })
+	if s := p.is("both", phase(v1alpha1.BuildFailed)); !strings.Contains(s.Message, "want one of spec.source") {
+		t.Errorf("message = %q", s.Message)
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: v1alpha1.SecretName("web")}, Data: map[string][]byte{"TOKEN": []byte("t0ken\n"), "PAIR": []byte("ann:s3:cret")}}
+	if err := p.client.Create(t.Context(), secret); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]job.Git{
+		"":      {URL: "https://example.com/shop.git", Ref: "main"},
+		"TOKEN": {URL: "https://example.com/shop.git", Ref: "main", User: "git", Password: "t0ken"},
+		"PAIR":  {URL: "https://example.com/shop.git", Ref: "main", User: "ann", Password: "s3:cret"},
+	} {
+		build := "with-" + strings.ToLower(name) + "x"
+		p.create(build, git(name))
+		if s := p.is(build, func(s v1alpha1.BuildStatus) bool { return s.Commit != "" }); s.Commit != "c0ffee" {
+			t.Errorf("status = %+v, want the commit", s)
+		}
+		seen := p.builder.seen()
+		if got := seen[len(seen)-1]; got.Git == nil || *got.Git != want || got.Source != "" {
+			t.Errorf("the builder was asked for %+v of %+v, want %+v", got, got.Git, want)
+		}
+		p.builder.release <- job.Event{Type: job.Failed, Text: "x"}
+		p.is(build, phase(v1alpha1.BuildFailed))
 	}
 }

@@ -364,7 +364,7 @@ func TestFailures(t *testing.T) {
 		"other syntax": {map[string]string{"Dockerfile": "# syntax=example.com/evil:1\n" + from}, job.Event{File: "Dockerfile", Line: 1, Text: "not known"}},
 		"host network": {map[string]string{"Dockerfile": from + "RUN --network=host true\n"}, job.Event{Text: "network.host"}},
 		"insecure":     {map[string]string{"Dockerfile": from + "RUN --security=insecure true\n"}, job.Event{Text: "insecure"}},
-		"unknown":      {map[string]string{"README": "hello"}, job.Event{Text: "cannot tell how to build"}},
+		"unknown":      {map[string]string{"README": "hello"}, job.Event{Text: "nothing that could be deployed"}},
 		"several": {map[string]string{
 			"go.mod": "module example.com/m\n\ngo 1.24\n", "cmd/a/main.go": "package main\nfunc main() {}\n", "cmd/b/main.go": "package main\nfunc main() {}\n",
 		}, job.Event{Text: "cmd/b"}},

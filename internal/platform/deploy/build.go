@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -48,7 +51,7 @@ func (e *Engine) build(ctx context.Context, req *Request) (string, error) {
 	}
 	if source := req.Spec.Build; source != nil {
 		build.Spec.Git, build.Spec.Dockerfile, build.Spec.Args, build.Spec.Secrets = source.Git, source.Dockerfile, source.Args, source.Secrets
-		if source.Git == nil && source.Path != "" && source.Path != "." {
+		if source.Path != "" && source.Path != "." {
 			build.Spec.Path = filepath.ToSlash(filepath.Join(source.Path, req.Main))
 		}
 	}
@@ -69,7 +72,43 @@ func (e *Engine) build(ctx context.Context, req *Request) (string, error) {
 	case err != nil:
 		return "", Reached("ask for a build", err)
 	}
-	return e.followBuild(ctx, build)
+	image, err := e.followBuild(ctx, build)
+	if err == nil && build.Spec.Git != nil {
+		req.Spec.Source.Commit = build.Status.Commit
+		AddProcesses(&req.Spec, build.Status.Processes)
+	}
+	return image, err
+}
+
+// AddProcesses adds what a Procfile names to a spec. The file goes before it.
+func AddProcesses(spec *v1alpha1.AppSpec, found map[string]string) {
+	if len(found) == 0 {
+		return
+	}
+	processes := maps.Clone(spec.Processes)
+	if processes == nil {
+		processes = map[string]v1alpha1.Process{}
+	}
+	for name, command := range found {
+		if name == "release" {
+			if spec.Release == nil {
+				spec.Release = &v1alpha1.ReleaseCommand{Command: command}
+			}
+			continue
+		}
+		process := processes[name]
+		process.Command = cmp.Or(process.Command, command)
+		processes[name] = process
+	}
+	spec.Processes = processes
+}
+
+// GitOrigin is where an application comes from that is built of a repository.
+func GitOrigin(source *v1alpha1.BuildSource) string {
+	if folder := path.Clean(source.Path); source.Path != "" && folder != "." {
+		return source.Git.URL + "//" + folder
+	}
+	return source.Git.URL
 }
 
 // compilesHere says whether this machine can compile the source for the cluster's nodes, and for which architecture.
@@ -255,9 +294,9 @@ type logLine struct {
 
 // buildLog passes on the log of a build. It is there once the builder began.
 func (e *Engine) buildLog(ctx context.Context, build *v1alpha1.Build, tail *tailLines) {
-	path := fmt.Sprintf("/apis/build.gantry.dev/v1alpha1/namespaces/%s/builds/%s/log?follow=true", build.Namespace, build.Name)
+	log := fmt.Sprintf("/apis/build.gantry.dev/v1alpha1/namespaces/%s/builds/%s/log?follow=true", build.Namespace, build.Name)
 	for range 100 {
-		body, err := e.cluster.Open(ctx, path)
+		body, err := e.cluster.Open(ctx, log)
 		if err != nil {
 			select {
 			case <-ctx.Done():

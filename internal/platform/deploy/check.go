@@ -73,6 +73,9 @@ func (e *Engine) checkSecrets(ctx context.Context, req *Request) error {
 	wanted := slices.Clone(req.Spec.Secrets)
 	if req.Spec.Build != nil {
 		wanted = append(wanted, req.Spec.Build.Secrets...)
+		if git := req.Spec.Build.Git; git != nil && git.Secret != "" {
+			wanted = append(wanted, git.Secret)
+		}
 	}
 	if len(wanted) == 0 {
 		return nil

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/platform/deploy"
@@ -85,6 +86,7 @@ func TestDeploy(t *testing.T) {
 	t.Run("failures", func(t *testing.T) { testFailures(t, p) })
 	t.Run("checks", func(t *testing.T) { testChecks(t, p) })
 	t.Run("build", func(t *testing.T) { testBuild(t, p) })
+	t.Run("git", func(t *testing.T) { testGit(t, p) })
 	t.Run("compile", func(t *testing.T) { testCompile(t, p) })
 	t.Run("concurrent", func(t *testing.T) { testConcurrent(t, p) })
 	t.Run("interrupted", func(t *testing.T) { testInterrupted(t, p) })
@@ -212,6 +214,34 @@ func testBuild(t *testing.T, p *deploytest.Platform) {
 	}
 	if _, err := deploys(t, e, built(t, "made", map[string]string{"FAIL": "1"}), deploy.CodeBuild); !strings.Contains(err.Error(), "the build failed: Dockerfile:3: RUN make ended with 2\n  | RUN make\n→ the running release was left alone") {
 		t.Errorf("a failed build: %v", err)
+	}
+}
+
+// testGit builds of a repository: the release says which commit, and has the processes of its Procfile.
+func testGit(t *testing.T, p *deploytest.Platform) {
+	e, _ := engine(t, p)
+	request := image("fetched", "")
+	request.Spec.Build = &v1alpha1.BuildSource{Path: "web", Git: &v1alpha1.GitSource{URL: "https://example.com/acme/shop.git", Ref: "main", Secret: "GIT_TOKEN"}}
+	request.Spec.Source.Origin = deploy.GitOrigin(request.Spec.Build)
+	if _, err := deploys(t, e, request, deploy.CodeCheck); !strings.Contains(err.Error(), "the secret GIT_TOKEN of fetched: not set") {
+		t.Errorf("without the secret: %v", err)
+	}
+	request.Spec.Build.Git.Secret = ""
+	deploys(t, e, request, 0)
+	releases, err := p.Cluster.Releases(t.Context(), types.NamespacedName{Namespace: "default", Name: "fetched"})
+	if err != nil || len(releases) != 1 {
+		t.Fatalf("releases = %+v, %v", releases, err)
+	}
+	content := releases[0].Spec.Content
+	if s := content.Source; s.Commit != strings.Repeat("c", 40) || s.Origin != "https://example.com/acme/shop.git//web" {
+		t.Errorf("the release comes from %+v", s)
+	}
+	if content.Processes["worker"].Command != "./work" || content.Release == nil || content.Release.Command != "./migrate" {
+		t.Errorf("the release runs %+v and %+v", content.Processes, content.Release)
+	}
+	var builds v1alpha1.BuildList
+	if err := p.Cluster.Client.List(t.Context(), &builds, client.MatchingLabels{v1alpha1.LabelApp: "fetched"}); err != nil || len(builds.Items) != 1 || builds.Items[0].Spec.Path != "web" || builds.Items[0].Spec.Git.Ref != "main" {
+		t.Errorf("builds = %+v, %v", builds.Items, err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	"gantry.dev/gantry/api/v1alpha1"
 	"gantry.dev/gantry/internal/platform/appfile"
+	"gantry.dev/gantry/internal/platform/build/language"
 	"gantry.dev/gantry/internal/platform/deploy"
 	"gantry.dev/gantry/internal/platform/source"
 )
@@ -220,7 +220,7 @@ func (p *push) deployRequest(tree *source.Tree, app *v1alpha1.App) (deploy.Reque
 	if err != nil {
 		return request, refuse("gantry.yaml is wrong", "build.path: %v", err)
 	}
-	found, err := appfile.Detect(part, dockerfile)
+	found, err := language.Detect(part, language.Options{Dockerfile: dockerfile})
 	if err != nil {
 		return request, refuse("nothing to build", "%v", err)
 	}
@@ -229,35 +229,8 @@ func (p *push) deployRequest(tree *source.Tree, app *v1alpha1.App) (deploy.Reque
 	if found.Main != "." {
 		request.Main = found.Main
 	}
-	switch found.Kind {
-	case v1alpha1.KindStatic, v1alpha1.KindNode:
-		request.Kind = "" // its builder looks for itself
-	case v1alpha1.KindProcfile:
-		addProcesses(&request.Spec, found.Processes)
-	}
+	deploy.AddProcesses(&request.Spec, found.Processes)
 	return request, nil
-}
-
-// addProcesses adds what a Procfile names. The file goes before it.
-func addProcesses(spec *v1alpha1.AppSpec, found map[string]string) {
-	processes := maps.Clone(spec.Processes)
-	if processes == nil {
-		processes = map[string]v1alpha1.Process{}
-	}
-	for name, command := range found {
-		if name == "release" {
-			if spec.Release == nil {
-				spec.Release = &v1alpha1.ReleaseCommand{Command: command}
-			}
-			continue
-		}
-		process := processes[name]
-		if process.Command == "" {
-			process.Command = command
-		}
-		processes[name] = process
-	}
-	spec.Processes = processes
 }
 
 // show tells the pusher what the deploy does.

@@ -33,7 +33,8 @@ type Request struct {
 	Repository string `json:"repository"`
 	// From is the repository that holds Source; "" is Repository.
 	From   string    `json:"from,omitempty"`
-	Source string    `json:"source"` // digest of a tar.gz
+	Source string    `json:"source"` // digest of a tar.gz; "" with Git
+	Git    *Git      `json:"git,omitempty"`
 	App    string    `json:"app"`
 	Kind   string    `json:"kind,omitempty"`
 	Path   string    `json:"path,omitempty"`
@@ -47,8 +48,17 @@ type Request struct {
 	Builder string `json:"builder,omitempty"`
 }
 
+// Git is a repository to take the source from.
+type Git struct {
+	URL      string `json:"url"`
+	Ref      string `json:"ref,omitempty"` // "" is the default branch
+	User     string `json:"user,omitempty"`
+	Password string `json:"password,omitempty"`
+}
+
 // What an Event tells.
 const (
+	Commit = "commit" // Text: the hash of what was fetched by git
 	Found  = "found"  // Kind, Text: by what; Processes
 	Step   = "step"   // Text: "4/7 RUN go build"
 	Log    = "log"    // Text: a line of output; Step

@@ -1,13 +1,12 @@
 package language
 
 import (
-	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -40,43 +39,64 @@ type Options struct {
 	Secrets    []string          // are mounted as environment in a generated Dockerfile's steps
 }
 
-// Plan is how to build.
+// Plan is what a source is and how to build it.
 type Plan struct {
-	Kind        string
-	Found       string            // by what, for people: "go.mod"
-	Processes   map[string]string // what a Procfile or package.json declares, by name
+	Kind        string            // one of the constants, never Procfile
+	Found       string            // by what, for people: "go.mod and Procfile"
+	Why         string            // a sentence for people
+	Processes   map[string]string // what a Procfile declares, by name
+	Main        string            // of Go: the folder of the program; "." is that of the source
+	Start       string            // of Node and Python: the command of the web process; "" where files are served
 	Folder      string            // of the files of a static site
 	Dockerfile  string            // generated; "" takes the source's or another builder
 	NeedsServer bool              // the Dockerfile copies the file server from "gantry-static"
 }
 
-// ErrUnknown is returned for a source that says nothing about itself.
-var ErrUnknown = errors.New("cannot tell how to build this")
+// ErrNothing is returned for a source that says nothing about itself.
+var ErrNothing = errors.New("nothing that could be deployed is here")
 
-// Detect looks at the files of a source tree. The first that is there decides: Dockerfile,
-// Procfile beside a language, go.mod, package.json, requirements.txt or pyproject.toml, index.html.
+// candidate is a file that tells what a source is.
+type candidate struct{ name, kind string }
+
+// candidates are in the order in which Detect looks.
+func candidates() []candidate {
+	return []candidate{
+		{"Dockerfile", Dockerfile}, {"go.mod", Go}, {"package.json", Node}, {"requirements.txt", Python}, {"pyproject.toml", Python},
+		{"index.html", Static}, {"dist/index.html", Static}, {"public/index.html", Static},
+	}
+}
+
+// Detect looks at the files of a source tree. The first that is there decides: Dockerfile, go.mod, package.json, requirements.txt,
+// pyproject.toml, index.html. A Procfile beside a language names its processes; a Dockerfile goes before it.
 func Detect(tree fs.FS, opts Options) (Plan, error) {
 	d := detector{tree: tree, opts: opts}
-	processes, err := d.procfile()
-	if err != nil {
-		return Plan{}, err
-	}
 	kind, found := opts.Kind, "build.kind"
 	if kind == "" || kind == Procfile {
-		if kind, found = d.find(kind == Procfile); kind == "" {
-			return Plan{}, fmt.Errorf("%w: there is no Dockerfile, go.mod, package.json, requirements.txt, pyproject.toml or index.html in it", ErrUnknown)
+		var err error
+		if kind, found, err = d.find(kind == Procfile); err != nil {
+			return Plan{}, err
 		}
 	}
+	var processes map[string]string
+	if kind != Dockerfile && d.has("Procfile") {
+		text, err := d.read("Procfile")
+		if err == nil {
+			processes, err = ParseProcfile(text)
+		}
+		if err != nil {
+			return Plan{}, err
+		}
+	}
+	d.web = processes["web"]
 	plan, err := d.plan(kind)
 	if err != nil {
 		return Plan{}, err
 	}
-	plan.Kind, plan.Found = kind, found
+	plan.Kind, plan.Found, plan.Processes = cmp.Or(plan.Kind, kind), found, processes
+	plan.Why = strings.TrimSpace("there is a " + found + " " + plan.Why)
 	if len(processes) > 0 {
-		plan.Processes = processes
-		if opts.Kind == "" && found != "Dockerfile" {
-			plan.Found += " and Procfile"
-		}
+		plan.Found += " and Procfile"
+		plan.Why += ", and a Procfile"
 	}
 	return plan, nil
 }
@@ -84,48 +104,56 @@ func Detect(tree fs.FS, opts Options) (Plan, error) {
 type detector struct {
 	tree fs.FS
 	opts Options
+	web  string // the Procfile's web process
 }
 
 func (d detector) has(name string) bool {
-	info, err := fs.Stat(d.tree, name)
+	info, err := fs.Stat(d.tree, path.Clean(name))
 	return err == nil && info.Mode().IsRegular()
 }
 
-// find says what kind the source is, and by which file.
-func (d detector) find(language bool) (kind, found string) {
-	file := d.opts.Dockerfile
-	if file == "" {
-		file = "Dockerfile"
+// find says what kind the source is, and by which file. With language a Dockerfile does not count.
+func (d detector) find(language bool) (kind, found string, err error) {
+	if file := d.opts.Dockerfile; file != "" && !language {
+		return Dockerfile, file, nil
 	}
-	for _, candidate := range []struct{ name, kind string }{
-		{file, Dockerfile}, {"go.mod", Go}, {"package.json", Node}, {"requirements.txt", Python}, {"pyproject.toml", Python},
-		{"index.html", Static}, {"dist/index.html", Static}, {"public/index.html", Static},
-	} {
-		if d.has(candidate.name) && (!language || candidate.kind != Dockerfile) {
-			return candidate.kind, candidate.name
+	var names []string
+	for _, c := range candidates() {
+		if language && c.kind == Dockerfile {
+			continue
 		}
+		if d.has(c.name) {
+			return c.kind, c.name, nil
+		}
+		names = append(names, c.name)
 	}
-	return "", ""
+	switch {
+	case mainOf(d.tree):
+		return Go, "program of a Go module further up", nil
+	case d.has("Procfile"):
+		return "", "", errors.New("there is a Procfile, but no go.mod, package.json, requirements.txt or pyproject.toml that tells its language; write a Dockerfile")
+	case d.has("dockerfile") || d.has("Containerfile"):
+		return "", "", fmt.Errorf("%w: a Dockerfile is called Dockerfile; name another in gantry.yaml: build: {dockerfile: Containerfile}", ErrNothing)
+	}
+	return "", "", fmt.Errorf("%w: looked for %s", ErrNothing, strings.Join(names, ", "))
 }
 
 func (d detector) plan(kind string) (Plan, error) {
 	switch kind {
 	case Dockerfile:
-		file := d.opts.Dockerfile
-		if file == "" {
-			file = "Dockerfile"
-		}
-		if !fs.ValidPath(path.Clean(file)) || !d.has(path.Clean(file)) {
+		file := cmp.Or(d.opts.Dockerfile, "Dockerfile")
+		if !fs.ValidPath(path.Clean(file)) || !d.has(file) {
 			return Plan{}, fmt.Errorf("there is no %s in the source", file)
 		}
 		return Plan{}, nil
 	case Go:
-		if !d.has("go.mod") {
-			return Plan{}, errors.New("there is no go.mod in the source")
+		plan, err := d.golang()
+		if plan.Main != "." {
+			plan.Why = "and one program, " + plan.Main
 		}
-		return Plan{}, nil
+		return plan, err
 	case Static:
-		return d.static()
+		return Plan{Folder: cmp.Or(d.site(), "."), Why: ": static files"}, nil
 	case Node:
 		return d.node()
 	case Python:
@@ -134,14 +162,20 @@ func (d detector) plan(kind string) (Plan, error) {
 	return Plan{}, fmt.Errorf("%q is no way to build: want %s", kind, strings.Join([]string{Dockerfile, Go, Static, Node, Python, Procfile}, ", "))
 }
 
-// static finds the folder of the files.
-func (d detector) static() (Plan, error) {
-	for _, folder := range []string{".", "dist", "build", "public", "out", "site"} {
+// siteFolders are where builds of pages put their result.
+func siteFolders() []string { return []string{"dist", "build", "out", "public", "site"} }
+
+// site finds the folder of a static site's files; "" is none. Beside a package.json they lie in a folder.
+func (d detector) site() string {
+	if !d.has("package.json") && d.has("index.html") {
+		return "."
+	}
+	for _, folder := range siteFolders() {
 		if d.has(path.Join(folder, "index.html")) {
-			return Plan{Folder: folder}, nil
+			return folder
 		}
 	}
-	return Plan{Folder: "."}, nil
+	return ""
 }
 
 func (d detector) read(name string) ([]byte, error) {
@@ -164,45 +198,21 @@ func (d detector) read(name string) ([]byte, error) {
 	return data.Bytes(), nil
 }
 
-var procfileLine = regexp.MustCompile(`^([A-Za-z0-9_-]+):\s*(.+)$`)
-
-// procfile reads the processes of a Procfile, if there is one.
-func (d detector) procfile() (map[string]string, error) {
-	if !d.has("Procfile") {
-		return nil, nil
-	}
-	data, err := d.read("Procfile")
-	if err != nil {
-		return nil, err
-	}
-	processes := map[string]string{}
-	scanner := bufio.NewScanner(bytes.NewReader(data))
-	for number := 1; scanner.Scan(); number++ {
-		line := strings.TrimSpace(scanner.Text())
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		parts := procfileLine.FindStringSubmatch(line)
-		if parts == nil {
-			return nil, fmt.Errorf("line %d of the Procfile: %q is not NAME: COMMAND", number, line)
-		}
-		if _, twice := processes[parts[1]]; twice {
-			return nil, fmt.Errorf("line %d of the Procfile: %s is there twice", number, parts[1])
-		}
-		processes[parts[1]] = parts[2]
-	}
-	if err := scanner.Err(); err != nil {
-		return nil, fmt.Errorf("reading Procfile: %w", err)
-	}
-	return processes, nil
-}
-
 // base is the image that a language's images begin with.
 func (d detector) base(kind, otherwise string) string {
 	if image := d.opts.Bases[kind]; image != "" {
 		return image
 	}
 	return otherwise
+}
+
+// command is what an image runs by default. The shell is replaced by what can be: signals reach the program itself.
+func command(start string) string {
+	first, _, _ := strings.Cut(start, " ")
+	if !strings.ContainsAny(start, "&|;") && !strings.Contains(first, "=") {
+		start = "exec " + start
+	}
+	return fmt.Sprintf("CMD [\"/bin/sh\", \"-c\", %s]\n", quote(start))
 }
 
 // run is a RUN line with the arguments and secrets of the build in its environment.

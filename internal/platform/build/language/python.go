@@ -20,24 +20,42 @@ func (d detector) python() (Plan, error) {
 	cache := []string{"type=cache,target=/root/.cache/pip,sharing=locked"}
 	var b strings.Builder
 	fmt.Fprintf(&b, "FROM %s AS build\nWORKDIR /app\nENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1\n%s", base, d.args())
-	b.WriteString("RUN python3 -m venv /venv\n")
-	if d.has("requirements.txt") {
-		b.WriteString("COPY requirements.txt ./\n")
-		b.WriteString(d.run(cache, "/venv/bin/pip install --requirement requirements.txt"))
-		b.WriteString("COPY . .\n")
-	} else {
-		b.WriteString("COPY . .\n")
-		b.WriteString(d.run(cache, "/venv/bin/pip install ."))
+	b.WriteString("RUN python3 -m venv --without-pip /venv\n")
+	// pip's own compiled files hold times; python3's, below, do not.
+	const pip = "python3 -m pip --python /venv/bin/python3 install --no-compile "
+	switch {
+	case !d.has("requirements.txt"):
+		b.WriteString("COPY . .\n" + d.run(cache, pip+"."))
+	case d.alone("requirements.txt"):
+		b.WriteString("COPY requirements.txt ./\n" + d.run(cache, pip+"--requirement requirements.txt") + "COPY . .\n")
+	default: // it names other files of the source
+		b.WriteString("COPY . .\n" + d.run(cache, pip+"--requirement requirements.txt"))
 	}
+	b.WriteString("RUN python3 -m compileall -q --invalidation-mode unchecked-hash /venv/lib\n")
 	fmt.Fprintf(&b, "FROM %s\nWORKDIR /app\nENV PATH=/venv/bin:$PATH VIRTUAL_ENV=/venv PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp\n", base)
-	fmt.Fprintf(&b, "COPY --from=build /venv /venv\nCOPY --from=build /app /app\nUSER 65532:65532\nCMD [\"/bin/sh\", \"-c\", %s]\n", quote("exec "+start))
-	return Plan{Dockerfile: b.String(), Processes: map[string]string{"web": start}}, nil
+	fmt.Fprintf(&b, "COPY --from=build /venv /venv\nCOPY --from=build /app /app\nUSER 65532:65532\n")
+	return Plan{Dockerfile: b.String() + command(start), Start: start, Why: ": Python"}, nil
+}
+
+// alone says whether a list of requirements names packages by their names only, and no files.
+func (d detector) alone(name string) bool {
+	text, err := d.read(name)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "-") || strings.HasPrefix(line, ".") || strings.Contains(line, "/") || strings.HasSuffix(line, ".whl") {
+			return false
+		}
+	}
+	return true
 }
 
 // pythonStart is the command of the web process; "" if nothing suggests one.
 func (d detector) pythonStart() string {
-	if processes, err := d.procfile(); err == nil && processes["web"] != "" {
-		return processes["web"]
+	if d.web != "" {
+		return d.web
 	}
 	needs := ""
 	for _, name := range []string{"requirements.txt", "pyproject.toml"} {

@@ -22,6 +22,10 @@ type Limits struct {
 	Entries int   // files, folders and links; default 200000
 }
 
+func (l Limits) orDefault() Limits {
+	return Limits{Bytes: cmp.Or(l.Bytes, 2<<30), Entries: cmp.Or(l.Entries, 200_000)}
+}
+
 // Errors that a caller may tell apart.
 var (
 	ErrUnsafe   = errors.New("unsafe archive")
@@ -31,9 +35,7 @@ var (
 // Unpack writes a tar archive, compressed with gzip or not, into dir, which must be there and
 // empty. Files get the time at, so that equal source is equal on disk.
 func Unpack(ctx context.Context, archive io.Reader, dir string, at time.Time, limits Limits) error {
-	u := unpacker{limits: limits, at: at}
-	u.limits.Bytes = cmp.Or(limits.Bytes, 2<<30)
-	u.limits.Entries = cmp.Or(limits.Entries, 200_000)
+	u := unpacker{limits: limits.orDefault(), at: at}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("unpack source: %w", err)

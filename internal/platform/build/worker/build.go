@@ -41,7 +41,12 @@ func (e *engine) build(ctx context.Context, r job.Request, out *reporter) (strin
 		return "", err
 	}
 	defer remove()
-	if err := e.fetch(ctx, r, dir); err != nil {
+	if r.Git != nil {
+		err = e.clone(ctx, &r, dir, out)
+	} else {
+		err = e.fetch(ctx, r, dir)
+	}
+	if err != nil {
 		return "", err
 	}
 	folder, err := within(dir, r.Path)
@@ -84,6 +89,36 @@ func (e *engine) fetch(ctx context.Context, r job.Request, dir string) error {
 		return &userError{text: err.Error()}
 	}
 	return err
+}
+
+// clone takes the source from a git repository, whose commit becomes that of the request.
+func (e *engine) clone(ctx context.Context, r *job.Request, dir string, out *reporter) error {
+	scratch, remove, err := e.workDir()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	out.say(job.Event{Type: job.Step, Text: "fetching " + r.Git.URL})
+	from := source.Repository{URL: r.Git.URL, Ref: r.Git.Ref, User: r.Git.User, Password: r.Git.Password}
+	fetched, err := source.Fetch(ctx, from, scratch, dir, r.Time, source.Limits{})
+	if reason, ok := errors.AsType[*source.RefusedError](err); ok {
+		return &userError{text: reason.Error()}
+	}
+	if errors.Is(err, source.ErrUnsafe) || errors.Is(err, source.ErrTooLarge) {
+		return &userError{text: err.Error()}
+	}
+	if err != nil {
+		return err
+	}
+	r.Commit = fetched.Commit
+	if r.Time.IsZero() {
+		r.Time = fetched.Time
+	}
+	for _, note := range fetched.Notes {
+		out.say(job.Event{Type: job.Warn, Text: note})
+	}
+	out.say(job.Event{Type: job.Commit, Text: fetched.Commit})
+	return nil
 }
 
 // within returns the folder below dir; links on the way must not lead out of it.
@@ -133,7 +168,7 @@ func sortedKeys(m map[string][]byte) []string {
 func (e *engine) make(ctx context.Context, r job.Request, tree, folder string, plan language.Plan, out *reporter) (string, []material, error) {
 	switch plan.Kind {
 	case language.Go:
-		return e.goImage(ctx, r, tree, folder, out)
+		return e.goImage(ctx, r, tree, filepath.Join(folder, filepath.FromSlash(plan.Main)), out)
 	case language.Static:
 		return e.staticImage(ctx, r, filepath.Join(folder, filepath.FromSlash(plan.Folder)), out)
 	}

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,7 +34,7 @@ const maxOutput = 64 << 10
 // goDir holds what the go command keeps between builds.
 func (e *engine) goDir() string { return filepath.Join(e.setup.Dir, "go", "cache") }
 
-// goImage compiles the one program of a module, without running any of its code, and packs it.
+// goImage compiles the program in a folder of a module, without running any of its code, and packs it.
 func (e *engine) goImage(ctx context.Context, r job.Request, tree, folder string, out *reporter) (string, []material, error) {
 	goroot, err := e.toolchain(ctx, out)
 	if err != nil {
@@ -48,7 +47,7 @@ func (e *engine) goImage(ctx context.Context, r job.Request, tree, folder string
 	defer j.close()
 	inside := path.Join("/src", filepath.ToSlash(strings.TrimPrefix(folder, tree)))
 	out.say(job.Event{Type: job.Step, Text: "1/3 go list"})
-	target, err := j.findMain(ctx, inside, r.Path, out)
+	target, err := j.describe(ctx, inside, out)
 	if err != nil {
 		return "", nil, err
 	}
@@ -76,43 +75,17 @@ type program struct{ importPath, dir string }
 
 func (p program) name() string { return gobuild.ProgramName(p.importPath, p.dir) }
 
-// findMain is the package to build: the folder's own if that is a program, else the only one below it.
-func (j *jail) findMain(ctx context.Context, inside, asked string, out *reporter) (program, error) {
-	format := `{{if eq .Name "main"}}{{.ImportPath}}{{"\t"}}{{.Dir}}{{end}}`
-	stdout, text, err := j.run(ctx, inside, out, "1/3 go list", "list", "-e", "-f", format, "./...")
+// describe asks the go command what the package in a folder is called.
+func (j *jail) describe(ctx context.Context, inside string, out *reporter) (program, error) {
+	stdout, text, err := j.run(ctx, inside, out, "1/3 go list", "list", "-e", "-f", `{{.Name}}{{"\t"}}{{.ImportPath}}`, ".")
 	if err != nil {
-		return program{}, compileError(ctx, cmpOr(asked, "."), inside, text, err)
+		return program{}, compileError(ctx, ".", inside, text, err)
 	}
-	var found []program
-	for line := range strings.Lines(string(stdout)) {
-		importPath, dir, ok := strings.Cut(strings.TrimSpace(line), "\t")
-		if !ok {
-			continue
-		}
-		if dir == inside {
-			return program{importPath, dir}, nil
-		}
-		found = append(found, program{importPath, dir})
+	name, importPath, _ := strings.Cut(strings.TrimSpace(string(stdout)), "\t")
+	if name != "" && name != "main" { // without a name it has errors, which compiling tells
+		return program{}, &userError{text: fmt.Sprintf("%s is not a program: its package is named %s", importPath, name)}
 	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		return program{}, &userError{text: "there is no program in the module: no package is named main"}
-	}
-	var paths []string
-	for _, p := range found {
-		paths = append(paths, "  "+strings.TrimPrefix(p.dir, inside+"/"))
-	}
-	slices.Sort(paths)
-	return program{}, &userError{text: fmt.Sprintf("the module has %d programs; say which with build.path:\n%s", len(found), strings.Join(paths, "\n"))}
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
+	return program{importPath, inside}, nil
 }
 
 var goPosition = regexp.MustCompile(`(?m)^(?:\./)?([^\s:]+\.(?:go|mod|sum)):(\d+)`)

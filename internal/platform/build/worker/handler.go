@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -54,13 +55,26 @@ func (e *engine) serveBuild(w http.ResponseWriter, r *http.Request) {
 	}
 	defer release()
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	out := &reporter{encoder: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, hidden: hide(request.Secrets)}
+	out := &reporter{encoder: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, hidden: hide(hidden(request))}
 	image, err := e.build(r.Context(), request, out)
 	if err != nil {
 		out.say(failure(err))
 		return
 	}
 	out.say(job.Event{Type: job.Done, Image: image})
+}
+
+// hidden is what must not show in what a build says.
+func hidden(r job.Request) map[string][]byte {
+	if r.Git == nil || r.Git.Password == "" {
+		return r.Secrets
+	}
+	out := maps.Clone(r.Secrets)
+	if out == nil {
+		out = map[string][]byte{}
+	}
+	out[""] = []byte(r.Git.Password) // no secret has this name
+	return out
 }
 
 // reporter writes events, and hides secrets that a step prints.

@@ -85,7 +85,16 @@ func provenance(r job.Request, kind, sum string, bases []material, started time.
 	if len(r.Secrets) > 0 {
 		definition.ExternalParameters["secrets"] = sortedKeys(r.Secrets)
 	}
-	definition.ResolvedDependencies = []resource{{Name: "source", Digest: map[string]string{"sha256": strings.TrimPrefix(r.Source, "sha256:")}}}
+	from := resource{Name: "source", Digest: map[string]string{}}
+	if r.Git != nil {
+		from.URI = "git+" + r.Git.URL
+		if r.Git.Ref != "" {
+			from.URI += "@" + r.Git.Ref
+		}
+	} else {
+		from.Digest["sha256"] = strings.TrimPrefix(r.Source, "sha256:")
+	}
+	definition.ResolvedDependencies = []resource{from}
 	if r.Commit != "" {
 		definition.ResolvedDependencies[0].Digest["gitCommit"] = strings.TrimSuffix(r.Commit, "+dirty")
 	}
