@@ -48,8 +48,8 @@ type Controller struct {
 	objects *compile.Objects
 	last    *compile.Result
 
-	trouble   []string // what the last event told; only Run touches it and the next
-	installed bool     // definitions were written by this process
+	told      map[string][]string // what the last events told, by reason; only Run touches it and the next
+	installed bool                // definitions were written by this process
 }
 
 // New checks opts and returns a Controller; call Run. The client must know the Gateway API's types.
@@ -63,7 +63,7 @@ func New(c client.Client, informers controller.Informers, recorder controller.Re
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Controller{client: c, informers: informers, recorder: recorder, opts: opts, log: opts.Log,
-		wake: make(chan struct{}, 1), objects: compile.NewObjects()}, nil
+		wake: make(chan struct{}, 1), objects: compile.NewObjects(), told: map[string][]string{}}, nil
 }
 
 // maxDelay bounds the wait after an error.
@@ -174,20 +174,21 @@ func (c *Controller) reconcile(ctx context.Context) error {
 	c.last = result
 	c.mu.Unlock()
 	err := errors.Join(c.writeStatus(ctx, result), c.wantCertificates(ctx, result.Hosts))
-	c.tell(result.Trouble)
+	c.tell("PortTaken", result.Trouble)
+	c.tell("BadAnnotation", result.Wrong)
 	return err
 }
 
-// tell makes an event of ports that are taken.
-func (c *Controller) tell(trouble []string) {
-	if slices.Equal(trouble, c.trouble) {
+// tell makes an event of what a person has to mend, when it changes.
+func (c *Controller) tell(reason string, what []string) {
+	if slices.Equal(what, c.told[reason]) {
 		return
 	}
-	c.trouble = trouble
+	c.told[reason] = what
 	c.mu.Lock()
 	gw := c.objects.Gateways[compile.Key{Namespace: compile.Namespace, Name: compile.ClassName}]
 	c.mu.Unlock()
-	if gw != nil && len(trouble) > 0 {
-		c.recorder.Event(gw, corev1.EventTypeWarning, "PortTaken", strings.Join(trouble, "; "))
+	if gw != nil && len(what) > 0 {
+		c.recorder.Event(gw, corev1.EventTypeWarning, reason, strings.Join(what, "; "))
 	}
 }

@@ -38,7 +38,8 @@ type Snapshot struct {
 	At          time.Time               `json:"at"`
 	Started     time.Time               `json:"started"` // counts began; a takeover begins anew
 	Listeners   []ListenerStatus        `json:"listeners"`
-	Services    map[string]ServiceStats `json:"services"` // by id; those that had a request
+	Services    map[string]ServiceStats `json:"services"`         // by id; those that had a request
+	Routes      map[string]RouteStats   `json:"routes,omitempty"` // by owner, as "HTTPRoute/namespace/name"; those that had a request
 	Connections int                     `json:"connections"`
 	Refused     map[string]uint64       `json:"refused"` // connections and requests that a limit refused, by limit
 }
@@ -66,6 +67,17 @@ type ServiceStats struct {
 	Retries   uint64            `json:"retries"`
 	Ejections uint64            `json:"ejections"`
 	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// RouteStats are counts of one owner's routes since Snapshot.Started: also of what never came to a service.
+type RouteStats struct {
+	Requests uint64            `json:"requests"`
+	Errors   uint64            `json:"errors"` // 5xx, or no answer
+	Codes    map[string]uint64 `json:"codes"`  // "2xx", ...
+	BytesIn  uint64            `json:"bytesIn"`
+	BytesOut uint64            `json:"bytesOut"`
+	Latency  []uint64          `json:"latency"` // as of ServiceStats
+	Seconds  float64           `json:"seconds"` // sum of the times
 }
 
 // LatencyBounds are the upper bounds of ServiceStats.Latency's counts in seconds.

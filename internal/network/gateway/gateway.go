@@ -48,6 +48,7 @@ type Gateway struct {
 	dialer  *net.Dialer
 
 	services services
+	owners   owners
 	config   atomic.Pointer[config]
 	slow     *slowServer
 	tls      func() *tls.Config
@@ -102,7 +103,7 @@ func New(opts Options) (*Gateway, error) {
 	}
 	g := &Gateway{opts: opts, log: opts.Logger, started: time.Now(), dialer: backendDialer(),
 		access:   &accessLog{root: opts.LogDir, maxBytes: opts.LogBytes, log: opts.Logger},
-		services: services{byID: map[string]*service{}}, logWake: make(chan struct{}, 1),
+		services: services{byID: map[string]*service{}}, owners: owners{byKey: map[string]*owner{}}, logWake: make(chan struct{}, 1),
 		conns: map[*conn]struct{}{}, byClient: map[netip.Addr]int{}, refused: map[string]uint64{},
 		listens: map[netip.AddrPort]*listening{}, inherited: opts.Inherited, listenWake: make(chan struct{}, 1),
 		subscribers: map[chan Event]struct{}{}, woken: map[string]time.Time{}}
@@ -318,7 +319,7 @@ func (g *Gateway) compileLocked(t Table) (commit func(), err error) {
 		}
 		protocols[l.Port] = l.Protocol
 	}
-	router, err := compileRouter(t.Listeners, t.Routes, g.services.find)
+	router, err := compileRouter(t.Listeners, t.Routes, g.services.find, g.owners.find)
 	if err != nil {
 		return nil, err
 	}
@@ -351,6 +352,7 @@ func (g *Gateway) forgetServicesLocked() {
 		}
 	}
 	g.services.keep(ids)
+	g.owners.keep(g.table.Routes)
 }
 
 // Table returns what is served. Its parts are shared: read-only.
@@ -497,9 +499,9 @@ func (g *Gateway) Ask(q Query) Answer {
 
 func (g *Gateway) snapshot() *Snapshot {
 	now := time.Now()
-	s := &Snapshot{At: now, Started: g.started, Services: map[string]ServiceStats{}}
+	s := &Snapshot{At: now, Started: g.started, Services: map[string]ServiceStats{}, Routes: g.owners.read()}
 	for _, one := range g.services.list() {
-		if stats := one.stats.read(now.Sub(g.started), one.spec.Load().Labels); stats.Requests > 0 || stats.InFlight > 0 {
+		if stats := one.stats.readAt(now.Sub(g.started), one.spec.Load().Labels); stats.Requests > 0 || stats.InFlight > 0 {
 			s.Services[one.id] = stats
 		}
 	}
@@ -580,6 +582,9 @@ func (g *Gateway) finish(r *record) {
 	failed := r.status >= 500 || r.status == 0 && r.reason != ReasonClientGone
 	if r.service != nil {
 		r.service.stats.end(end.Sub(g.started), took, r.status, r.in, r.out, failed, !r.tunnel)
+	}
+	if r.route != nil {
+		r.route.shared.stats.count(took, r.status, r.in, r.out, failed, !r.tunnel)
 	}
 	if failed && r.reason == "" {
 		r.reason = ReasonUpstreamError

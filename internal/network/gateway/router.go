@@ -27,6 +27,7 @@ type portRoutes struct {
 type route struct {
 	Route
 	owner   string
+	shared  *owner // with the owner's other routes
 	regex   *regexp.Regexp
 	headers []valueMatch
 	query   []valueMatch
@@ -52,8 +53,9 @@ type request interface {
 	queryValue(name string) (string, bool)
 }
 
-// compileRouter makes the routes of a table ready. find returns the service of an id, known or not.
-func compileRouter(listeners []Listener, sets map[string][]Route, find func(id string) *service) (*router, error) {
+// compileRouter makes the routes of a table ready. find returns the service of an id, known or not, and shared what the
+// routes of an owner have in common.
+func compileRouter(listeners []Listener, sets map[string][]Route, find func(id string) *service, shared func(key string) *owner) (*router, error) {
 	r := &router{ports: map[uint16]*portRoutes{}}
 	byName := map[string]*portRoutes{}
 	for _, l := range listeners {
@@ -65,12 +67,13 @@ func compileRouter(listeners []Listener, sets map[string][]Route, find func(id s
 		p.redirect = cmp.Or(p.redirect, l.RedirectHTTPS)
 		byName[l.Name] = p
 	}
-	for owner, set := range sets {
+	for key, set := range sets {
 		for i := range set {
-			compiled, err := compileRoute(owner, set[i], find)
+			compiled, err := compileRoute(key, set[i], find)
 			if err != nil {
-				return nil, fmt.Errorf("route %d of %s: %w", i, owner, err)
+				return nil, fmt.Errorf("route %d of %s: %w", i, key, err)
 			}
+			compiled.shared = shared(key)
 			added := map[*portRoutes]bool{}
 			if len(set[i].Listeners) == 0 {
 				for _, p := range r.ports {
@@ -173,7 +176,10 @@ func compileRoute(owner string, spec Route, find func(string) *service) (*route,
 	if err := checkFilters(r.Filters); err != nil {
 		return nil, err
 	}
-	r.plain = len(r.Filters) == 0 && r.Response == nil && r.RequestTimeout == 0 && r.BackendTimeout == 0 && r.Retry == nil
+	if l := r.Limits; l != nil && (l.BodyBytes < 0 || l.Requests < 0 || l.Rate < 0 || l.Rate > 1e6 || l.Burst < 0) {
+		return nil, fmt.Errorf("limits %+v: none is below zero, and the rate is at most 1000000", *l)
+	}
+	r.plain = len(r.Filters) == 0 && r.Response == nil && r.RequestTimeout == 0 && r.BackendTimeout == 0 && r.Retry == nil && r.Limits == nil
 	for i := range r.Backends {
 		b := &r.Backends[i]
 		if b.Weight < 0 || b.Weight > 1e6 {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -251,6 +252,7 @@ type exchange struct {
 	filters []Filter
 	stream  bool // may go on when requests have to end
 	cancel  context.CancelCauseFunc
+	counted *owner // has this request in flying
 }
 
 // header and queryValue make an exchange a request.
@@ -312,6 +314,9 @@ func (s *slowServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			x.body.end()
 			x.rec.in = max(x.rec.in, x.body.read.Load())
 		}
+		if x.counted != nil {
+			x.counted.flying.Add(-1)
+		}
 		x.rec.out = x.writer.sent
 		s.g.finish(&x.rec)
 		if aborted == nil && x.rec.reason == ReasonClientGone && !x.writer.wrote {
@@ -360,6 +365,9 @@ func (x *exchange) serve(s *slowServer, c *conn) *answer {
 	}
 	x.rec.route = x.route
 	x.filters = x.route.Filters
+	if a := x.limit(s, c); a != nil {
+		return a
+	}
 	if r := x.route.Response; r != nil {
 		return x.respond(r)
 	}
@@ -393,6 +401,40 @@ func (x *exchange) serve(s *slowServer, c *conn) *answer {
 	return x.pass(s)
 }
 
+// limit refuses what is over the route's own limits.
+func (x *exchange) limit(s *slowServer, c *conn) *answer {
+	l := x.route.Limits
+	if l == nil {
+		return nil
+	}
+	if l.BodyBytes > 0 && x.request.ContentLength > l.BodyBytes {
+		s.g.refuse("routeBodyBytes")
+		return &answer{status: http.StatusRequestEntityTooLarge, reason: ReasonLimit, text: "The request is too large."}
+	}
+	if l.Rate > 0 && !x.route.shared.rate.allow(clientAddress(x.config, c, x.request), x.rec.start, l.Rate, l.Burst) {
+		s.g.refuse("routeRate")
+		return &answer{status: http.StatusTooManyRequests, reason: ReasonLimit, text: "Too many requests. Please try again.", retryAfter: int(math.Ceil(1 / l.Rate))}
+	}
+	if l.Requests > 0 {
+		if x.route.shared.flying.Add(1) > int64(l.Requests) {
+			x.route.shared.flying.Add(-1)
+			s.g.refuse("routeRequests")
+			return answerFor(ReasonLimit, "the route has too many requests under way")
+		}
+		x.counted = x.route.shared
+	}
+	return nil
+}
+
+// bodyLimit is how large a request's body may be; 0 is any size.
+func (x *exchange) bodyLimit() int64 {
+	limit := x.config.limits.BodyBytes
+	if l := x.route.Limits; l != nil && l.BodyBytes > 0 && (limit == 0 || l.BodyBytes < limit) {
+		limit = l.BodyBytes
+	}
+	return limit
+}
+
 // pass lets the proxy do the rest.
 func (x *exchange) pass(s *slowServer) *answer {
 	r := x.request
@@ -416,7 +458,7 @@ func (x *exchange) pass(s *slowServer) *answer {
 		if r.ProtoMajor == 1 {
 			_ = control.EnableFullDuplex()
 		}
-		x.body = &watchedBody{ReadCloser: r.Body, stall: x.config.limits.BodyStall, limit: x.config.limits.BodyBytes, control: control, known: r.ContentLength > 0 || r.ProtoMajor == 1}
+		x.body = &watchedBody{ReadCloser: r.Body, stall: x.config.limits.BodyStall, limit: x.bodyLimit(), control: control, known: r.ContentLength > 0 || r.ProtoMajor == 1}
 		r.Body = x.body
 	}
 	if a := x.mirror(s); a != nil {
@@ -444,7 +486,7 @@ func (x *exchange) answer(a *answer) {
 		// A client of gRPC reads the trailers; the status is 200 as the protocol wants it.
 		h.Del("Content-Length")
 		h.Set("Content-Type", "application/grpc")
-		h.Set("Grpc-Status", map[bool]string{true: "4", false: "14"}[a.reason == ReasonTimeout])
+		h.Set("Grpc-Status", grpcStatus(a.reason))
 		h.Set("Grpc-Message", a.text+" (request "+x.rec.id+")")
 		x.writer.WriteHeader(http.StatusOK)
 		x.rec.status = a.status
@@ -453,6 +495,18 @@ func (x *exchange) answer(a *answer) {
 	x.writer.WriteHeader(a.status)
 	if x.request.Method != http.MethodHead {
 		_, _ = io.WriteString(x.writer, page)
+	}
+}
+
+// grpcStatus is what a client of gRPC is told: unimplemented, deadline exceeded, else unavailable, which it may try again.
+func grpcStatus(reason string) string {
+	switch reason {
+	case ReasonNoRoute:
+		return "12"
+	case ReasonTimeout:
+		return "4"
+	default:
+		return "14"
 	}
 }
 

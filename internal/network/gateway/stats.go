@@ -7,17 +7,42 @@ import (
 	"time"
 )
 
-// serviceStats counts a service's requests.
-type serviceStats struct {
+// routeStats counts requests that have ended.
+type routeStats struct {
 	requests, errors  atomic.Uint64
 	bytesIn, bytesOut atomic.Uint64
-	retries           atomic.Uint64
-	ejections         atomic.Uint64
-	inFlight, held    atomic.Int64
 	codes             [6]atomic.Uint64 // by first digit; 0: none
 	latency           [16]atomic.Uint64
 	nanos             atomic.Int64
-	busy              atomic.Int64 // sum of ends less sum of begins, in nanoseconds since begin
+}
+
+// serviceStats counts a service's requests.
+type serviceStats struct {
+	routeStats
+	retries        atomic.Uint64
+	ejections      atomic.Uint64
+	inFlight, held atomic.Int64
+	busy           atomic.Int64 // sum of ends less sum of begins, in nanoseconds since begin
+}
+
+// count counts a request that has ended.
+func (s *routeStats) count(took time.Duration, status int, in, out int64, failed, timed bool) {
+	s.requests.Add(1)
+	if failed {
+		s.errors.Add(1)
+	}
+	class := status / 100
+	if class < 0 || class > 5 {
+		class = 0
+	}
+	s.codes[class].Add(1)
+	s.bytesIn.Add(uint64(max(in, 0)))
+	s.bytesOut.Add(uint64(max(out, 0)))
+	if !timed {
+		return
+	}
+	s.latency[latencyBucket(took)].Add(1)
+	s.nanos.Add(int64(took))
 }
 
 // latencyBucket returns the index of the first of LatencyBounds that is not below d.
@@ -42,30 +67,13 @@ func (s *serviceStats) begin(at time.Duration) {
 func (s *serviceStats) end(at, took time.Duration, status int, in, out int64, failed, timed bool) {
 	s.inFlight.Add(-1)
 	s.busy.Add(int64(at))
-	s.requests.Add(1)
-	if failed {
-		s.errors.Add(1)
-	}
-	class := status / 100
-	if class < 0 || class > 5 {
-		class = 0
-	}
-	s.codes[class].Add(1)
-	s.bytesIn.Add(uint64(max(in, 0)))
-	s.bytesOut.Add(uint64(max(out, 0)))
-	if !timed {
-		return
-	}
-	s.latency[latencyBucket(took)].Add(1)
-	s.nanos.Add(int64(took))
+	s.count(took, status, in, out, failed, timed)
 }
 
-// read returns the counts; at is the time since the gateway's start.
-func (s *serviceStats) read(at time.Duration, labels map[string]string) ServiceStats {
-	flying := s.inFlight.Load()
-	out := ServiceStats{Requests: s.requests.Load(), Errors: s.errors.Load(), BytesIn: s.bytesIn.Load(), BytesOut: s.bytesOut.Load(),
-		InFlight: flying, Held: s.held.Load(), Codes: map[string]uint64{}, Seconds: time.Duration(s.nanos.Load()).Seconds(),
-		Busy: time.Duration(s.busy.Load() + flying*int64(at)).Seconds(), Retries: s.retries.Load(), Ejections: s.ejections.Load(), Labels: maps.Clone(labels)}
+// read returns the counts.
+func (s *routeStats) read() RouteStats {
+	out := RouteStats{Requests: s.requests.Load(), Errors: s.errors.Load(), BytesIn: s.bytesIn.Load(), BytesOut: s.bytesOut.Load(),
+		Codes: map[string]uint64{}, Seconds: time.Duration(s.nanos.Load()).Seconds()}
 	for class := range s.codes {
 		if n := s.codes[class].Load(); n > 0 {
 			name := "none"
@@ -79,4 +87,12 @@ func (s *serviceStats) read(at time.Duration, labels map[string]string) ServiceS
 		out.Latency = append(out.Latency, s.latency[i].Load())
 	}
 	return out
+}
+
+// readAt returns the counts; at is the time since the gateway's start.
+func (s *serviceStats) readAt(at time.Duration, labels map[string]string) ServiceStats {
+	ended, flying := s.read(), s.inFlight.Load()
+	return ServiceStats{Requests: ended.Requests, Errors: ended.Errors, BytesIn: ended.BytesIn, BytesOut: ended.BytesOut, Codes: ended.Codes,
+		Latency: ended.Latency, Seconds: ended.Seconds, InFlight: flying, Held: s.held.Load(), Busy: time.Duration(s.busy.Load() + flying*int64(at)).Seconds(),
+		Retries: s.retries.Load(), Ejections: s.ejections.Load(), Labels: maps.Clone(labels)}
 }

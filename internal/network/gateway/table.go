@@ -121,6 +121,15 @@ type Route struct {
 	BackendTimeout time.Duration `json:"backendTimeout,omitempty"`
 	Retry          *Retry        `json:"retry,omitempty"`
 	NoAccessLog    bool          `json:"noAccessLog,omitempty"`
+	Limits         *RouteLimits  `json:"limits,omitempty"`
+}
+
+// RouteLimits protect what is behind a route. Zero is no limit but those of Settings.
+type RouteLimits struct {
+	BodyBytes int64   `json:"bodyBytes,omitempty"` // of a request; over it: 413
+	Requests  int     `json:"requests,omitempty"`  // under way at once, of all routes of the owner; over it: 503
+	Rate      float64 `json:"rate,omitempty"`      // requests of one client a second, of all routes of the owner; over it: 429
+	Burst     int     `json:"burst,omitempty"`     // how many of Rate may come at once; default 1
 }
 
 // PathMatch is a condition on the path of the URL, which is compared as sent, escapes included.

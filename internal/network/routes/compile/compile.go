@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"net/netip"
 	"slices"
@@ -34,6 +35,7 @@ type Result struct {
 	Hosts       []string      // names and addresses that need a certificate of Gantry's
 	Secrets     sets.Set[Key] // that were looked at
 	ServiceRefs sets.Set[Key] // that were looked at
+	Wrong       []string      // annotations that cannot be read: one sentence each
 	Trouble     []string      // ports that are wanted and cannot be listened on: one sentence each
 }
 
@@ -197,9 +199,7 @@ func (c *compiler) certificates() {
 			continue
 		}
 		if key.Name == ChallengeSecret {
-			for token, answer := range secret.Data {
-				c.out.Table.Challenges[token] = string(answer)
-			}
+			c.challenges(secret)
 		}
 		if secret.Labels[LabelCertificate] == "" || len(secret.Data[corev1.TLSCertKey]) == 0 || checkPair(secret) != nil {
 			continue
@@ -207,6 +207,20 @@ func (c *compiler) certificates() {
 		cert := certificateOf(secret)
 		cert.Default = slices.Contains(c.out.Addresses, secret.Annotations[AnnotationHost]) && secret.Annotations[AnnotationHost] == c.out.Addresses[0]
 		c.out.Table.Certificates[key.String()] = cert
+	}
+}
+
+// challenges puts in the answers to ACME's challenges.
+func (c *compiler) challenges(secret *corev1.Secret) {
+	for name, answer := range secret.Data {
+		host, handshake := strings.CutPrefix(name, TLSChallengePrefix)
+		if !handshake {
+			c.out.Table.Challenges[name] = string(answer)
+			continue
+		}
+		if _, err := tls.X509KeyPair(answer, answer); err == nil { // the gateway would refuse the whole table
+			set(&c.out.Table.TLSChallenges, host, gateway.Certificate{Chain: answer, Key: answer})
+		}
 	}
 }
 

@@ -71,8 +71,13 @@ func (c *compiler) reset(before map[string]bool) {
 // publish puts rules into the table, once for each place.
 func (c *compiler) publish(owner string, rules []gateway.Route, places []place, created int64, annotations map[string]string) {
 	var out []gateway.Route
+	limited, err := limits(annotations)
+	if err != nil && len(places) > 0 {
+		c.out.Wrong = append(c.out.Wrong, owner+": "+err.Error())
+	}
 	for _, p := range places {
 		for _, r := range rules {
+			r.Limits = limited
 			r.Listeners, r.Hosts = strings.Split(p.listener, " "), p.hosts
 			r.Created, r.Index = created, len(out)
 			r.NoAccessLog = annotations[AnnotationAccessLog] == "off"

@@ -58,7 +58,12 @@ func (c *compiler) ours(in *networkingv1.Ingress) bool {
 
 func (c *compiler) ingress(key Key, in *networkingv1.Ingress) {
 	var out []gateway.Route
+	limited, err := limits(in.Annotations)
+	if err != nil {
+		c.out.Wrong = append(c.out.Wrong, "Ingress/"+key.String()+": "+err.Error())
+	}
 	add := func(r gateway.Route) {
+		r.Limits = limited
 		r.Created, r.Index = in.CreationTimestamp.UnixNano(), len(out)
 		r.NoAccessLog = in.Annotations[AnnotationAccessLog] == "off"
 		if in.Annotations[AnnotationRedirect] == "https" {

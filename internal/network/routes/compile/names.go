@@ -31,9 +31,17 @@ const (
 	// AnnotationTrustedProxies on the Gateway ClassName lists ranges of addresses that may say for
 	// whom they speak.
 	AnnotationTrustedProxies = "gateway.gantry.dev/trusted-proxies"
+	// AnnotationPublicAddress on the Gateway ClassName lists the addresses that were said with --public-address.
+	AnnotationPublicAddress = "gateway.gantry.dev/public-address"
 	// AnnotationAccessLog on the Gateway ClassName, or on a route or an Ingress, turns the log of
 	// its requests off with the value "off".
 	AnnotationAccessLog = "gateway.gantry.dev/access-log"
+	// AnnotationMaxBody on a route or an Ingress is how large a request's body may be, as "10Mi".
+	AnnotationMaxBody = "gateway.gantry.dev/max-body"
+	// AnnotationMaxRequests on a route or an Ingress is how many requests of it may be under way at once.
+	AnnotationMaxRequests = "gateway.gantry.dev/max-requests"
+	// AnnotationRate on a route or an Ingress is how many requests a client may do, as "20/s", "600/m" or "20/s,burst=50".
+	AnnotationRate = "gateway.gantry.dev/rate"
 	// AnnotationHold on a Service is for how long requests wait while it has no endpoint.
 	AnnotationHold = "gateway.gantry.dev/hold"
 	// AnnotationWake is set on a Service while requests wait for it.
@@ -44,5 +52,9 @@ const (
 	AnnotationRedirect = "gateway.gantry.dev/redirect"
 )
 
-// ChallengeSecret holds the answers to ACME's http-01: token to key authorization.
+// ChallengeSecret holds the answers to ACME's challenges: of http-01 token to key authorization, of tls-alpn-01
+// TLSChallengePrefix and the name of the handshake to a certificate and its key, in one PEM.
 const ChallengeSecret = "acme-challenges"
+
+// TLSChallengePrefix begins the names of tls-alpn-01's answers. Tokens of http-01 have no dot.
+const TLSChallengePrefix = "tls-alpn-01."
