@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	link "gantry.dev/gantry/test/machines"
 )
 
 // tourEnv asks for the tour on several machines, which takes minutes: "make tour" sets it.
@@ -187,8 +189,8 @@ func (mt *machinesTour) duringAt(t *testing.T, now func() bool, step func()) {
 
 // powerOff ends machine i as a power cut does: nothing of it is heard any more, not even that connections end.
 func (mt *machinesTour) powerOff(i int) {
-	link := exec.Command("ip", "-n", strings.TrimPrefix(mt.world, "/run/netns/"), "link", "set", port(i), "nomaster")
-	if out, err := link.CombinedOutput(); err != nil {
+	cut := exec.Command("ip", "-n", strings.TrimPrefix(mt.world, "/run/netns/"), "link", "set", link.Port(i), "nomaster")
+	if out, err := cut.CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("cutting the link: %v: %s", err, out))
 	}
 	mt.died.Store(time.Now().UnixNano())

@@ -39,11 +39,11 @@ func New(t testing.TB, n int) *Link {
 	for i := range n {
 		own := fmt.Sprintf("%s-%d", name, i)
 		addNamespace(t, own)
-		Run(t, "-n", own, "link", "add", "eth0", "type", "veth", "peer", "name", port(i), "netns", name)
+		Run(t, "-n", own, "link", "add", "eth0", "type", "veth", "peer", "name", Port(i), "netns", name)
 		Run(t, "-n", own, "addr", "add", IP(i)+"/24", "dev", "eth0")
 		Run(t, "-n", own, "link", "set", "eth0", "up")
 		Run(t, "-n", own, "route", "add", "default", "via", OutsideIP)
-		Run(t, "-n", name, "link", "set", port(i), "master", "br0", "up")
+		Run(t, "-n", name, "link", "set", Port(i), "master", "br0", "up")
 		l.NS = append(l.NS, "/run/netns/"+own)
 	}
 	return l
@@ -64,8 +64,8 @@ func Run(t testing.TB, args ...string) {
 	}
 }
 
-// port is the bridge's end of machine i's link.
-func port(i int) string { return fmt.Sprintf("port%d", i) }
+// Port is the bridge's end of machine i's link.
+func Port(i int) string { return fmt.Sprintf("port%d", i) }
 
 // IP is the address of machine i.
 func IP(i int) string {
@@ -79,13 +79,13 @@ func IP(i int) string {
 // Cut takes the link of machine i away, both ways; nobody's addresses or routes change.
 func (l *Link) Cut(t testing.TB, i int) {
 	t.Helper()
-	Run(t, "-n", filepath.Base(l.Outside), "link", "set", port(i), "nomaster")
+	Run(t, "-n", filepath.Base(l.Outside), "link", "set", Port(i), "nomaster")
 }
 
 // Mend gives the link of machine i back.
 func (l *Link) Mend(t testing.TB, i int) {
 	t.Helper()
-	Run(t, "-n", filepath.Base(l.Outside), "link", "set", port(i), "master", "br0")
+	Run(t, "-n", filepath.Base(l.Outside), "link", "set", Port(i), "master", "br0")
 }
 
 // CutTo drops what machine "from" sends to machine "to"; the other way still works.
