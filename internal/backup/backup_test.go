@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -398,5 +399,50 @@ func TestSignature(t *testing.T) {
 	const want = "Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"
 	if got := r.Header.Get("Authorization"); !strings.HasSuffix(got, want) {
 		t.Errorf("Authorization is %s, want %s", got, want)
+	}
+}
+
+// A backup that is not whole has no name: there is nothing to see in its folder while it is written, and nothing is left when its
+// writer is killed. In the end it replaces what has its name.
+func TestFileHasNoNameBeforeItIsWhole(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "one.backup")
+	names := func() []string {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, e := range entries {
+			out = append(out, e.Name())
+		}
+		return out
+	}
+	for _, text := range []string{"first", "second"} {
+		before := len(names())
+		upload, err := NewFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(upload, text); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(); len(got) != before && runtime.GOOS == "linux" {
+			t.Errorf("while it is written the folder has %q", got)
+		}
+		if err := upload.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != text {
+			t.Errorf("the file holds %q, %v; want %q", got, err, text)
+		}
+	}
+	upload, err := NewFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	upload.Abort()
+	if got := names(); len(got) != 1 {
+		t.Errorf("in the end the folder has %q", got)
 	}
 }

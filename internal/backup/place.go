@@ -138,28 +138,44 @@ func (d directory) Create(_ context.Context, name string) (Upload, error) {
 	return NewFile(filepath.Join(d.dir, name))
 }
 
-// NewFile begins a backup in a file, which gets its name when it is whole.
+// NewFile begins a backup in a file, which gets its name when it is whole. Where the file system can do it, the file has no name
+// before: whatever ends this process leaves nothing of it.
 func NewFile(path string) (Upload, error) {
-	file, err := os.OpenFile(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:6]+".part"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if file := unnamed(filepath.Dir(path)); file != nil {
+		return &fileUpload{File: file, path: path, unnamed: true}, nil
+	}
+	file, err := os.OpenFile(partOf(path), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("write the backup: %w", err)
 	}
 	return &fileUpload{File: file, path: path}, nil
 }
 
+// partOf is a new name in a file's folder for what is not whole.
+func partOf(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:6]+".part")
+}
+
 type fileUpload struct {
 	*os.File
-	path string
+	path    string
+	unnamed bool
 }
 
 // Commit implements Upload.
 func (f *fileUpload) Commit() error {
-	err := errors.Join(f.Sync(), f.Close())
+	part := f.Name()
+	err := f.Sync()
+	if f.unnamed && err == nil { // a link does not replace a file, so it gets another name first
+		part = partOf(f.path)
+		err = link(f.File, part)
+	}
+	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), f.path)
+		err = os.Rename(part, f.path)
 	}
 	if err != nil {
-		_ = os.Remove(f.Name())
+		_ = os.Remove(part)
 		return fmt.Errorf("finish %s: %w", f.path, err)
 	}
 	return durable.SyncDir(filepath.Dir(f.path))
@@ -168,7 +184,9 @@ func (f *fileUpload) Commit() error {
 // Abort implements Upload.
 func (f *fileUpload) Abort() {
 	_ = f.Close()
-	_ = os.Remove(f.Name())
+	if !f.unnamed {
+		_ = os.Remove(f.Name())
+	}
 }
 
 // List implements Place.
