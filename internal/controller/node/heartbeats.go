@@ -24,13 +24,15 @@ type HeartbeatOptions struct {
 }
 
 // The bounds of the time between two ticks, how late a tick may be without counting as a pause of this server's own,
-// the longest time for which a node that keeps dying gets no pods, and how old what a former follower heard may be.
+// the longest time for which a node that keeps dying gets no pods, and how old what a former follower heard may be: an agent takes
+// deadlines away when leaders have known for 10 s that it does not fence any more, the beat that was heard may have been half a
+// second on its way, and a former leader that is cut off may go on answering for two seconds.
 const (
 	shortTick   = 20 * time.Millisecond
 	longTick    = 250 * time.Millisecond
 	tickSlack   = 50 * time.Millisecond
 	maxSteady   = 5 * time.Minute
-	freshEnough = 3 * time.Second
+	freshEnough = 6 * time.Second
 )
 
 // Heartbeats is what this server has heard of nodes. It is pure: callers say what time it is. Its own time stands still

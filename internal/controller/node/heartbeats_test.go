@@ -284,13 +284,24 @@ func TestRelease(t *testing.T) {
 			f.said["n001"] = deadline
 			f.run(time.Second)
 			f.h.Follow()
-			f.now = f.now.Add(4 * time.Second)
+			f.now = f.now.Add(7 * time.Second)
 			f.h.Lead(f.now)
 			for _, name := range f.names {
 				f.h.know(f.now, name, view{expected: true, ready: corev1.ConditionTrue, takes: true})
 			}
 			f.due = time.Time{}
 		}, 0},
+		"of a former leader, heard before a slow election": {func(f *fleet) {
+			f.said["n001"] = deadline
+			f.run(time.Second)
+			f.h.Follow()
+			f.now = f.now.Add(5 * time.Second)
+			f.h.Lead(f.now)
+			for _, name := range f.names {
+				f.h.know(f.now, name, view{expected: true, ready: corev1.ConditionTrue, takes: true})
+			}
+			f.due = time.Time{}
+		}, deadline + margin},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, 3)
