@@ -141,6 +141,8 @@ type Options struct {
 	KubeletPort  int32             // default 10250
 	// Heartbeats lists the servers that the node sends heartbeats to; nil sends none: its Lease tells alone.
 	Heartbeats func() []heartbeat.Server
+	// StoreTrouble says why the cluster's store on this machine refuses writes; nil on a machine that has no store.
+	StoreTrouble func() error
 	// Heard is told which of them have fallen silent and which answer again; nil ignores it.
 	Heard func(server string, heard bool)
 	// FenceDeadline is how long fenced pods go on after the last heartbeat that a leading server answered; default

@@ -311,6 +311,17 @@ func declaredFeatures() []string {
 
 func ptr[T any](v T) *T { return &v }
 
+// conditionStore of a server's Node says that the cluster's store takes no writes there, as when its disk is full.
+const conditionStore corev1.NodeConditionType = "gantry.dev/StoreReadOnly"
+
+// storeCondition tells why the store of this machine refuses writes; nil is that it does not.
+func storeCondition(trouble error) corev1.NodeCondition {
+	if trouble != nil {
+		return corev1.NodeCondition{Type: conditionStore, Status: corev1.ConditionTrue, Reason: "StoreIsFull", Message: trouble.Error()}
+	}
+	return corev1.NodeCondition{Type: conditionStore, Status: corev1.ConditionFalse, Reason: "StoreTakesWrites", Message: "the cluster's store takes writes"}
+}
+
 // nodeConditions returns the conditions with the agent's own brought up to date, Ready last.
 func (a *Agent) nodeConditions(old []corev1.NodeCondition, now metav1.Time) []corev1.NodeCondition {
 	now = now.Rfc3339Copy()
@@ -328,6 +339,10 @@ func (a *Agent) nodeConditions(old []corev1.NodeCondition, now metav1.Time) []co
 		{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"},
 	}
 	ready := &own[3]
+	if a.opts.StoreTrouble != nil {
+		own = slices.Insert(own, 3, storeCondition(a.opts.StoreTrouble()))
+		ready = &own[4]
+	}
 	switch problem := a.readyErr.Load(); {
 	case problem != nil:
 		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", *problem

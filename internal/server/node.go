@@ -194,6 +194,9 @@ func (n *node) buildAgent() error {
 		ImageAccess: n.opts.cluster.mayPull, Confirmed: n.opts.cluster.confirmed,
 		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	}
+	if cp := n.opts.controlPlane; cp != nil {
+		opts.StoreTrouble = cp.store.Trouble
+	}
 	opts.Heartbeats = n.opts.cluster.heartbeats
 	opts.Heard = func(server string, heard bool) {
 		if at, err := netip.ParseAddrPort(server); err == nil { // not the one in this process
