@@ -118,7 +118,7 @@ func (m *machines) deadServerIsCut(t *testing.T) {
 	from.pod(t, "default", "waiters", "running", running)
 	ended := func() int { return strings.Count(from.kubectl(t, "logs", "waiters"), "ended") }
 	connected := func() int {
-		return strings.Count(from.kubectl(t, "exec", "waiters", "--", "netstat", "-tn"), "ESTABLISHED")
+		return strings.Count(from.kubectl(t, "exec", "waiters", "--", "busybox", "netstat", "-tn"), "ESTABLISHED")
 	}
 	eventually(t, "24 connections are open", 10*time.Second, func() error {
 		if n := connected(); n != 24 || ended() > 0 {
