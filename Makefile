@@ -127,8 +127,8 @@ conformance: build kubectl ## Run upstream's suite and real clients on a node (r
 
 # Not a part of "make ci": it takes minutes.
 .PHONY: tour
-tour: build kubectl ## Take the example through its life on three machines, one of them killed in each step (root)
-	cd test && GANTRY_E2E_TOUR=1 GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -v -timeout 30m -run TestTourOnThreeMachines ./e2e
+tour: build kubectl ## Three machines for minutes: the tour with one killed in each step, one paused, a restore (root)
+	cd test && GANTRY_E2E_TOUR=1 GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -v -timeout 30m -run "TestTourOnThreeMachines|TestMachinePaused|TestRestoreThenJoin" ./e2e
 
 # BENCH=get,create runs these parts only; BENCH_FLAGS adds flags (-gantry-only, -rounds 5, -idle 10m, -defaults).
 .PHONY: bench
