@@ -351,14 +351,15 @@ func TestImportCompose(t *testing.T) {
 
 func TestImportComposeRefuses(t *testing.T) {
 	for text, want := range map[string]string{
-		"services: {a: {image: x, extends: b}}":         "c:1:26: extends is not supported",
-		"include: [a.yaml]\nservices: {a: {image: x}}":  "c:1:1: include is not supported",
-		"services: {a: {}}":                             "c:1:12: the service a has neither image nor build",
-		"services: {}":                                  "c:1:1: there are no services",
-		"services: {a: {image: x, ports: [http]}}":      `c:1:34: the port "http" of a is not a number`,
-		"services: {a: {image: \"${X:?say X}\"}}":       "required variable X is missing a value: say X",
-		"services: {a: {image: x, env_file: none.env}}": "none.env cannot be read",
-		"services: {a: {build: ../up}}":                 "leads out of this folder",
+		"services: {a: {image: x, extends: b}}":          "c:1:26: extends is not supported",
+		"include: [a.yaml]\nservices: {a: {image: x}}":   "c:1:1: include is not supported",
+		"services: {a: {}}":                              "c:1:12: the service a has neither image nor build",
+		"services: {}":                                   "c:1:1: there are no services",
+		"services: {a: {image: x, ports: [http]}}":       `c:1:34: the port "http" of a is not a number`,
+		"services: {a: {image: \"${X:?say X}\"}}":        "required variable X is missing a value: say X",
+		"services: {a: {image: x, env_file: none.env}}":  "none.env cannot be read",
+		"services: {a: {build: ../up}}":                  "leads out of this folder",
+		"services:\n  a:\n    image: x\n    prots: [80]": `c:4:5: unknown key "prots" of a: did you mean "ports"?`,
 	} {
 		_, err := ImportCompose(ComposeOptions{File: "c", Text: []byte(text), Folder: fstest.MapFS{}})
 		if err == nil || !strings.Contains(err.Error(), want) {

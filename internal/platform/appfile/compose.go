@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"gantry.dev/gantry/api/v1alpha1"
+	"gantry.dev/gantry/internal/config"
 )
 
 // ComposeApp is one application that a Compose file becomes.
@@ -223,10 +224,27 @@ func (c *composer) field(s *service, key, node *yaml.Node) {
 	case "command", "entrypoint", "env_file", "restart", "container_name", "hostname", "networks", "init", "pull_policy", "tty", "stdin_open":
 		// Read already, or what holds here anyway: every process is restarted, and named by itself.
 	default:
-		if !strings.HasPrefix(key.Value, "x-") {
+		near := config.Nearest(key.Value, serviceKeys())
+		switch {
+		case strings.HasPrefix(key.Value, "x-"):
+		case near != "" && near != key.Value:
+			c.problem(key, "unknown key %q of %s: did you mean %q?", key.Value, s.name, near)
+		default:
 			c.note(key, "%s of %s is left out: it has no meaning here", key.Value, s.name)
 		}
 	}
+}
+
+// serviceKeys are the keys that a service of Compose may have (https://docs.docker.com/reference/compose-file/services/), with a meaning
+// here or not.
+func serviceKeys() []string {
+	return strings.Fields(`annotations attach blkio_config build cap_add cap_drop cgroup cgroup_parent command configs container_name cpu_count cpu_percent
+		cpu_period cpu_quota cpu_rt_period cpu_rt_runtime cpu_shares cpus cpuset credential_spec depends_on deploy develop device_cgroup_rules devices dns
+		dns_opt dns_search domainname driver_opts entrypoint env_file environment expose extends external_links extra_hosts gpus group_add healthcheck
+		hostname image init ipc isolation label_file labels links logging mac_address mem_limit mem_reservation mem_swappiness memswap_limit models
+		network_mode networks oom_kill_disable oom_score_adj pid pids_limit platform ports post_start pre_stop privileged profiles provider pull_policy
+		read_only restart runtime scale secrets security_opt shm_size stdin_open stop_grace_period stop_signal storage_opt sysctls tmpfs tty ulimits user
+		userns_mode uts volumes volumes_from working_dir`)
 }
 
 // assemble makes applications of services.
