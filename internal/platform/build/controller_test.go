@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -70,6 +71,7 @@ type plane struct {
 	client     *client.Client
 	builder    *fakeBuilder
 	controller *build.Controller
+	minFree    int // percent of the disk; 0 is next to none
 	dir        string
 	stop       func()
 }
@@ -108,7 +110,7 @@ func (p *plane) start() {
 	p.t.Helper()
 	informers := client.NewCache(p.client, client.CacheOptions{})
 	controller, err := build.New(p.client, informers, build.Options{
-		Builder: p.builder, Images: func(string, string) build.Images { return build.Images{} }, LogDir: p.dir, Node: "n1", MinFree: 1,
+		Builder: p.builder, Images: func(string, string) build.Images { return build.Images{} }, LogDir: p.dir, DiskDir: "/", Node: "n1", MinFree: max(p.minFree, 1),
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -277,5 +279,24 @@ func TestControllerGit(t *testing.T) {
 		}
 		p.builder.release <- job.Event{Type: job.Failed, Text: "x"}
 		p.is(build, phase(v1alpha1.BuildFailed))
+	}
+}
+
+// TestControllerNoRoom refuses when the disk is nearly full, and says what to do.
+func TestControllerNoRoom(t *testing.T) {
+	var disk unix.Statfs_t
+	if err := unix.Statfs("/", &disk); err != nil || disk.Bavail*100/disk.Blocks >= 99 {
+		t.Skipf("the disk is empty: %v", err)
+	}
+	p := newPlane(t)
+	p.stop()
+	p.minFree = 99
+	p.start()
+	p.create("one", nil)
+	if s := p.is("one", phase(v1alpha1.BuildFailed)); !strings.Contains(s.Message, "less than 99 %: \"gantry image prune\" removes images") {
+		t.Errorf("message = %q", s.Message)
+	}
+	if n := len(p.builder.seen()); n != 0 {
+		t.Errorf("the builder was asked %d times", n)
 	}
 }

@@ -93,7 +93,11 @@ func Detect(tree fs.FS, opts Options) (Plan, error) {
 		return Plan{}, err
 	}
 	plan.Kind, plan.Found, plan.Processes = cmp.Or(plan.Kind, kind), found, processes
-	plan.Why = strings.TrimSpace("there is a " + found + " " + plan.Why)
+	article := "a "
+	if strings.HasPrefix(found, "index") {
+		article = "an "
+	}
+	plan.Why = "there is " + article + found + plan.Why
 	if len(processes) > 0 {
 		plan.Found += " and Procfile"
 		plan.Why += ", and a Procfile"
@@ -126,6 +130,9 @@ func (d detector) find(language bool) (kind, found string, err error) {
 			return c.kind, c.name, nil
 		}
 		names = append(names, c.name)
+		if c.kind == Dockerfile {
+			names = append(names, "Procfile")
+		}
 	}
 	switch {
 	case mainOf(d.tree):
@@ -148,8 +155,10 @@ func (d detector) plan(kind string) (Plan, error) {
 		return Plan{}, nil
 	case Go:
 		plan, err := d.golang()
-		if plan.Main != "." {
-			plan.Why = "and one program, " + plan.Main
+		if plan.Main == "." && d.has("go.mod") {
+			plan.Why = " and a program in its folder"
+		} else if plan.Main != "." {
+			plan.Why = " and one program, " + plan.Main
 		}
 		return plan, err
 	case Static:

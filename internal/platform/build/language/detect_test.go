@@ -59,7 +59,7 @@ func TestDetect(t *testing.T) {
 		"Python no start": {files{"requirements.txt": ""}, Options{}, "! cannot tell how to start this Python application: add a Procfile", nil},
 		"Procfile asked":  {files{"Dockerfile": "", "requirements.txt": "", "Procfile": "web: python3 x.py"}, Options{Kind: Procfile}, "python by requirements.txt and Procfile start python3 x.py map[web:python3 x.py]", nil},
 		"Procfile, bare":  {files{"Procfile": "web: ./a"}, Options{}, "! there is a Procfile, but no go.mod", nil},
-		"nothing":         {files{"README": ""}, Options{}, "! nothing that could be deployed is here: looked for Dockerfile, go.mod", nil},
+		"nothing":         {files{"README": ""}, Options{}, "! nothing that could be deployed is here: looked for Dockerfile, Procfile, go.mod", nil},
 		"Containerfile":   {files{"Containerfile": ""}, Options{}, "! nothing that could be deployed is here: a Dockerfile is called", nil},
 		"unknown kind":    {nil, Options{Kind: "cobol"}, `! "cobol" is no way to build`, nil},
 		"no Dockerfile":   {nil, Options{Kind: Dockerfile, Dockerfile: "x"}, "! there is no x in the source", nil},
@@ -72,6 +72,9 @@ func TestDetect(t *testing.T) {
 				if value != "" {
 					got += " " + label + " " + value
 				}
+			}
+			if err == nil && (plan.Why == "" || strings.Contains(plan.Why, "  ") || strings.Contains(plan.Why, " :")) {
+				t.Errorf("why = %q", plan.Why)
 			}
 			if plan.Processes != nil {
 				got += fmt.Sprint(" ", plan.Processes)

@@ -115,10 +115,10 @@ func (d detector) node() (Plan, error) {
 	}
 	tool := d.nodeTool(pkg)
 	start, builds := d.nodeStart(pkg, tool), pkg.Scripts["build"] != ""
-	plan := Plan{Start: start, Why: "(" + tool.name + ")"}
+	plan := Plan{Start: start, Why: " (" + tool.name + ")"}
 	if start == "" && !builds {
 		if site := d.site(); site != "" {
-			return Plan{Kind: Static, Folder: site, Why: fmt.Sprintf("(%s) without the scripts start and build, and a folder %s: static files", tool.name, site)}, nil
+			return Plan{Kind: Static, Folder: site, Why: fmt.Sprintf(" (%s) without the scripts start and build, and a folder %s: static files", tool.name, site)}, nil
 		}
 		return Plan{}, errors.New("package.json has no script start, no script build and no main: say how to start it with \"scripts\": {\"start\": …}, or write a Procfile")
 	}
