@@ -45,6 +45,7 @@ func TestAddons(t *testing.T) {
 	a.environment()
 	a.sql("CREATE TABLE items (name text); INSERT INTO items VALUES ('first')")
 	a.redis("SET", "greeting", "hello")
+	a.terminal()
 	a.kill()
 	a.roundTrip()
 	a.backUp()
@@ -150,6 +151,39 @@ spec:
 `)
 	if out := a.c.logs(a.t, a.ns, "client"); strings.TrimSpace(out) != "42" {
 		a.t.Errorf("psql by DATABASE_URL says %q", out)
+	}
+}
+
+// terminal runs commands of "gantry exec" and "gantry run" at a terminal, which script(1) makes, and without one.
+func (a *addonsTest) terminal() {
+	a.t.Helper()
+	program, err := exec.LookPath("script")
+	if err != nil {
+		a.t.Log("terminals are left out: ", err)
+		return
+	}
+	at := func(command string, words string) result {
+		line := fmt.Sprintf("stty rows 33 cols 99; %s --data-dir %s %s shop -p %s --process worker -- %s", filepath.Join(a.c.bin, "gantry"), a.c.dir, command, a.ns, words)
+		return a.c.run(a.t, "", program, "-qec", line, "/dev/null")
+	}
+	// The size comes a moment after the program began.
+	const size = `sh -c 'test -t 0 && until stty size | grep "33 99"; do sleep 0.1; done; exit 7'`
+	for _, command := range []string{"exec", "run"} {
+		if r := at(command, size); r.code != 7 || !strings.Contains(r.stdout, "33 99") {
+			a.t.Errorf("gantry %s at a terminal: %v", command, r)
+		}
+		if r := at(command+" --no-tty", `sh -c 'test -t 0 || echo none'`); r.code != 0 || !strings.Contains(r.stdout, "none") {
+			a.t.Errorf("gantry %s --no-tty at a terminal: %v", command, r)
+		}
+		if r := a.c.gantry(a.t, "", command, "shop", "-p", a.ns, "--process", "worker", "--", "sh", "-c", "echo out; test -t 0 || exit 5"); r.code != 5 || r.stdout != "out\n" {
+			a.t.Errorf("gantry %s without a terminal: %v", command, r)
+		}
+	}
+	if r := a.c.gantry(a.t, "typed\n", "exec", "shop", "-p", a.ns, "--process", "worker", "--", "sh", "-c", "read word; echo got $word; echo err >&2"); r.stdout != "got typed\n" || !strings.Contains(r.stderr, "err\n") {
+		a.t.Errorf("gantry exec with a pipe: %v", r)
+	}
+	if out := a.c.kubectl(a.t, "get", "pods", "-n", a.ns, "-o", "name"); strings.Contains(out, "run") {
+		a.t.Errorf("after run its containers are there: %s", out)
 	}
 }
 

@@ -59,6 +59,8 @@ spec:
 	if log := c.kubectl(t, "get", "release", "-n", ns, "shop-v5", "-o", "jsonpath={.status.log}"); !strings.Contains(log, "no database") {
 		t.Errorf("the last lines of release 5 are %q", log)
 	}
+	app("127.0.0.1:1/no/such:1", "", "")
+	c.released(t, ns, 6, "Failed", "ImageNotFound")
 	load.stop(t)
 	if got := c.kubectl(t, "get", "app", "-n", ns, "shop", "-o", "jsonpath={.status.phase} {.status.release}"); got != "Running 3" {
 		t.Errorf("the application is %q, want Running 3", got)

@@ -58,7 +58,7 @@ func TestTour(t *testing.T) {
 		name string
 		run  func(*tour, *testing.T)
 	}{
-		{"deploy", (*tour).deploy}, {"CRUD", (*tour).crud}, {"worker", (*tour).worker}, {"nothing changed", (*tour).unchanged},
+		{"deploy", (*tour).deploy}, {"CRUD", (*tour).crud}, {"worker", (*tour).worker}, {"nothing changed", (*tour).unchanged}, {"preview", (*tour).preview},
 		{"canary", (*tour).canary}, {"bad release", (*tour).badRelease}, {"crashing release", (*tour).crashingRelease}, {"build that fails", (*tour).failedBuild},
 		{"rollback", (*tour).rollback}, {"pod killed", (*tour).podKilled}, {"gantry killed", (*tour).gantryKilled},
 		{"sleep", (*tour).sleep}, {"remove and undo", (*tour).removeAndUndo},
@@ -232,6 +232,35 @@ func (tr *tour) unchanged(t *testing.T) {
 	if release := tr.release(t); release.Spec.Number != 1 {
 		t.Errorf("the same source made release v%d", release.Spec.Number)
 	}
+}
+
+// preview deploys a copy with data of its own, which ends by itself.
+func (tr *tour) preview(t *testing.T) {
+	tr.wants(t, 0, "deploy", "--preview", "try", "--ttl", "1h")
+	const url = "https://tasks-try.localhost"
+	if body, err := fetch(tr.client, url+"/version"); err != nil || body != "1.0\n" {
+		t.Errorf("the preview answers %q, %v", body, err)
+	}
+	if tasks, err := fetch(tr.client, url+"/api/tasks"); err != nil || strings.Contains(tasks, tourTask) {
+		t.Errorf("the preview has the tasks %s, %v; want none of the application's", tasks, err)
+	}
+	var app v1alpha1.App
+	if err := json.Unmarshal([]byte(tr.gantry(t, "status", "tasks-try", "--json").stdout), &app); err != nil {
+		t.Fatalf("status --json: %v", err)
+	}
+	expires := app.Spec.Expires
+	if app.Name != "tasks-try" || app.Status.Phase != v1alpha1.AppRunning || app.Status.Release != 1 || app.Spec.Addons["db"].Type != "postgres" ||
+		expires == nil || time.Until(expires.Time) > time.Hour || time.Until(expires.Time) < 30*time.Minute {
+		t.Errorf("status --json: %+v, %+v", app.Spec, app.Status)
+	}
+	var all struct {
+		Apps []struct{ Name string }
+	}
+	if err := json.Unmarshal([]byte(tr.gantry(t, "status", "--json").stdout), &all); err != nil {
+		t.Errorf("status --json: %v", err)
+	}
+	tr.wants(t, 0, "app", "rm", "tasks-try", "--yes")
+	tr.serves(t, "1.0")
 }
 
 // canary takes a release through its steps by hand, under load.
