@@ -108,6 +108,11 @@ robustness: build kubectl ## Kill, pause and cut off machines under load (root; 
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin DURATION=$(or $(DURATION),30m) SEED=$(SEED) FAULTS="$(FAULTS)" \
 		$(GO) test -count=1 -v -timeout 24h -run TestRobustness ./robustness
 
+.PHONY: languages
+languages: deps programs ## Build and start images of Python, npm, pnpm and yarn, with bases of Debian's packages (root, npm)
+	test/addonimages.sh .cache/languages python node
+	GANTRY_LANGUAGES=$(CURDIR)/.cache/languages $(GO) test -count=1 -timeout 20m -run TestLanguages -v ./internal/platform/build
+
 .PHONY: fixture
 fixture: build kubectl ## Record a data dir of this program for upgrade tests (NAME=4-deploy)
 	@test -n "$(NAME)" || { echo "fixture: NAME=... says what to call it" >&2; exit 2; }

@@ -1,13 +1,14 @@
 #!/bin/sh
-# Makes images of postgres and redis from Debian's packages, as docker archives, for tests without a registry:
+# Makes images from Debian's packages, as docker archives, for tests without a registry:
 #
-#     test/addonimages.sh FOLDER
+#     test/addonimages.sh FOLDER [NAME...]
 #
-# writes FOLDER/postgres.tar (postgres:e2e) and FOLDER/redis.tar (redis:e2e), unless they are there. It needs apt-get,
-# dpkg-deb and tar; nothing is installed.
+# writes FOLDER/NAME.tar (NAME:e2e), unless it is there, for postgres and redis, or those that are named: python and node
+# as well. It needs apt-get, dpkg-deb and tar, for node also npm; nothing is installed.
 set -eu
 
 out=$1
+shift
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
@@ -20,11 +21,17 @@ postgres="postgresql-15 postgresql-client-15 libpq5 libgssapi-krb5-2 libkrb5-3 l
   libgnutls30 libp11-kit0 libffi8 libidn2-0 libunistring2 libtasn1-6 libnettle8 libhogweed6 libgmp10"
 redis="redis-server redis-tools libatomic1 libjemalloc2 liblzf1 liblua5.1-0"
 
+python="python3-minimal python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libexpat1 libffi8 libbz2-1.0 libdb5.3 libncursesw6
+  libtinfo6 libreadline8 libsqlite3-0 libuuid1 libcrypt1 python3-distutils python3-lib2to3 python3-pip python3-setuptools python3-pkg-resources python3-wheel"
+node="nodejs libnode108 libc-ares2 libuv1 libnghttp2-14 libicu72 libbrotli1 libcrypt1 node-acorn node-cjs-module-lexer node-undici node-busboy
+  node-xtend"
+
 fetch() { # PACKAGE...: into debs/, from what is installed or the archive
     mkdir -p "$work/debs"
     chmod 0755 "$work" "$work/debs"
     (cd "$work/debs" && for package in "$@"; do
-        ls "${package}"_*.deb >/dev/null 2>&1 || apt-get download -q "$package" >/dev/null
+        ls "${package}"_*.deb >/dev/null 2>&1 || apt-get download -q "$package" >/dev/null 2>&1 ||
+            apt-get download -q "$package=$(apt-cache madison "$package" | awk 'NR == 1 {print $3}')" >/dev/null # another is installed
     done)
 }
 
@@ -48,6 +55,9 @@ image() { # NAME PACKAGE...
     done
     rm -rf "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale" "$root/usr/share/postgresql/15/man" "$root/var/lib/redis" \
         "$root/usr/lib/postgresql/15/lib/bitcode" "$root/usr/lib/postgresql/15/lib/llvmjit.so"
+    if [ "$name" = node ]; then
+        npm install --silent --no-audit --no-fund --global --prefix "$root/usr" npm@10 pnpm@10 yarn@1
+    fi
     for applet in sh cat cut chmod date echo grep head ls mkdir mv rm sed sha256sum sleep sync tail test true id env ps kill printf tr wc; do
         [ -e "$root/usr/bin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
     done
@@ -68,5 +78,13 @@ JSON
     rm -rf "$root" "$work/layer.tar"
 }
 
-image postgres $postgres
-image redis $redis
+[ $# -gt 0 ] || set -- postgres redis
+for wanted in "$@"; do
+    case $wanted in
+    postgres) image postgres $postgres ;;
+    redis) image redis $redis ;;
+    python) image python $python ;;
+    node) image node $node ;;
+    *) echo "addonimages: there is no recipe for $wanted" >&2; exit 2 ;;
+    esac
+done
