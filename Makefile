@@ -119,6 +119,21 @@ fixture: build kubectl ## Record a data dir of this program for upgrade tests (N
 	@mkdir -p test/fixtures/$(NAME)
 	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_E2E_RECORD=$(CURDIR)/test/fixtures/$(NAME) $(GO) test -count=1 -run TestUpgrade ./e2e
 
+# SKEW is the commit of the older version. Its program is
+# built once, in a worktree of its own. SKEW_BIN=DIR takes a gantry (and a kubectl) that is there already.
+SKEW     ?= 2cdfa7b
+SKEW_DIR := $(CURDIR)/.cache/skew/$(SKEW)
+SKEW_BIN ?= $(SKEW_DIR)/bin
+.PHONY: skew
+skew: build kubectl $(SKEW_BIN)/gantry ## Test upgrades, and this version beside an older one (root; SKEW=commit)
+	cd test && GANTRY_TEST_BIN=$(CURDIR)/bin GANTRY_SKEW_BIN=$(SKEW_BIN) GANTRY_TEST_UPGRADE=1 $(GO) test -count=1 -timeout 20m -run 'TestSkew|TestRollingUpgrade' ./e2e
+
+$(SKEW_DIR)/bin/gantry:
+	@mkdir -p $(CURDIR)/.cache/skew
+	git worktree add --detach $(SKEW_DIR) $(SKEW)
+	$(MAKE) -C $(SKEW_DIR) build GO="$(GO)"
+	ln -sf $(CURDIR)/bin/kubectl $(SKEW_DIR)/bin/kubectl
+
 # PARTS=suite runs a part only; SUITE adds flags (SUITE="-procs 2 -waiting", SUITE='-focus "Watchers should"').
 PARTS ?= clients wayout foreign suite two-nodes
 .PHONY: conformance

@@ -53,6 +53,14 @@ type UpRequest struct {
 	Logger   *slog.Logger
 	Ready    func()       // to be called once, when the node is Ready
 	Join     *JoinRequest // the cluster to join first; nil: the one that the data dir is in, or its own
+	Change   *Changing    // how the process becomes another program; nil: it does not
+	Trial    bool         // the program is new here: it is Ready when a server has said so, not before
+}
+
+// Changing lets a process become another program, which is on trial then.
+type Changing struct {
+	Args    []string // of the command that runs, for that program too
+	Restart func()   // stops Up; the process becomes the program afterwards
 }
 
 // JoinRequest says which cluster a machine is to become a part of.

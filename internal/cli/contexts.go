@@ -174,6 +174,7 @@ func (a *app) contextAdd(cmd *cobra.Command, name, from string) error {
 	if err := addContext(contexts, name, file.Clusters[entry.Cluster], user, nil); err != nil {
 		return err
 	}
+	a.findServers(cmd.Context(), contexts, name)
 	if err := a.writeContexts(contexts); err != nil {
 		return err
 	}
@@ -206,6 +207,7 @@ func (a *app) clusterOf(cmd *cobra.Command, t *appTarget) (*rest.Config, error) 
 	}
 	ssh := sshOf(contexts.Clusters[contexts.Contexts[t.context].Cluster])
 	if ssh == nil {
+		anyServer(config, serversOf(contexts.Clusters[contexts.Contexts[t.context].Cluster]))
 		return config, nil
 	}
 	t.server, t.where = config.Host, ssh.Host

@@ -15,6 +15,7 @@ import (
 	"gantry.dev/gantry/internal/join"
 	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/telemetry"
+	"gantry.dev/gantry/internal/upgrade"
 )
 
 // stopTimeout is how long "down" waits for the main process.
@@ -24,7 +25,7 @@ const stopTimeout = 2 * time.Minute
 func (a *app) machineCommands() []*cobra.Command {
 	var commands []*cobra.Command
 	if a.backend.Up != nil {
-		commands = append(commands, a.upCommand())
+		commands = append(commands, a.upCommand(), a.upgradeWatchCommand())
 	}
 	if a.backend.Down != nil {
 		commands = append(commands, a.downCommand(), a.uninstallCommand())
@@ -61,6 +62,9 @@ func (a *app) upCommand() *cobra.Command {
 		}
 		request, err := joining.request()
 		if err != nil {
+			return err
+		}
+		if err := a.checkSkew(c); err != nil {
 			return err
 		}
 		if err := checkMachine(c, "gantry up"); err != nil {
@@ -103,11 +107,26 @@ func checkPorts(c config.Config) error {
 	)
 }
 
-// upHere runs the node in this process.
-func (a *app) upHere(ctx context.Context, c config.Config, joining *JoinRequest) (err error) {
+// upHere runs the node in this process, or in another program that this process becomes.
+func (a *app) upHere(ctx context.Context, c config.Config, joining *JoinRequest) error {
+	if err := a.becomeChosen(c); err != nil {
+		return err
+	}
+	restart, err := a.upOnce(ctx, c, joining)
+	if !restart {
+		return err
+	}
+	if err != nil { // what did not stop in time ends with this program
+		_, _ = fmt.Fprintf(a.env.Stderr, "gantry: stopping for the new program: %v\n", err)
+	}
+	return upgrade.Dir(c.DataDir).ExecNext(a.env.Args)
+}
+
+// upOnce runs the node until it is to stop, or to become another program (restart).
+func (a *app) upOnce(ctx context.Context, c config.Config, joining *JoinRequest) (restart bool, err error) {
 	starter, err := lifecycle.FindStarter()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() {
 		if err != nil {
@@ -116,47 +135,55 @@ func (a *app) upHere(ctx context.Context, c config.Config, joining *JoinRequest)
 	}()
 	if starter != nil {
 		if err := os.Chdir("/"); err != nil { // a process in the background must not keep a folder busy
-			return fmt.Errorf("leave the current folder: %w", err)
+			return false, fmt.Errorf("leave the current folder: %w", err)
 		}
 	}
 	ctx, stop := lifecycle.WithSignals(ctx, os.Exit)
 	defer stop()
 	lock, err := lifecycle.Acquire(c.DataDir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	change := newProgramChange(ctx, c.DataDir, a.env.Args)
+	ctx = change.ctx
+	defer change.cancel()
 	defer markStopping(ctx, lock)()
 	if err := checkPorts(c); err != nil {
-		return err
+		return false, err
 	}
-	identity, err := lifecycle.EnsureIdentity(c.DataDir, c.NodeName, c.Given(config.KeyNodeName), lifecycle.MachineID("/"))
-	if err != nil {
-		return err
+	run := UpRequest{Config: c, Version: a.env.Version, Join: joining, Change: &change.Changing}
+	if run.Identity, err = lifecycle.EnsureIdentity(c.DataDir, c.NodeName, c.Given(config.KeyNodeName), lifecycle.MachineID("/")); err != nil {
+		return false, err
 	}
-	logger, err := telemetry.NewLogger(a.env.Stderr, c.LogFormat, c.LogLevel)
-	if err != nil {
-		return err
+	if run.Logger, err = telemetry.NewLogger(a.env.Stderr, c.LogFormat, c.LogLevel); err != nil {
+		return false, err
 	}
-	steps := lifecycle.NewSteps(a.env.Stderr)
+	run.Steps = lifecycle.NewSteps(a.env.Stderr)
 	if starter != nil {
-		steps = lifecycle.NewSteps(starter)
+		run.Steps = lifecycle.NewSteps(starter)
+	}
+	if run.Trial, err = change.begin(a.env.Version); err != nil {
+		return false, err
 	}
 	begun := time.Now()
-	err = a.backend.Up(ctx, UpRequest{
-		Config: c, Identity: identity, Version: a.env.Version, Steps: steps, Logger: logger, Join: joining,
-		Ready: func() {
-			steps.Say("node %s ready after %s", identity.Name, time.Since(begun).Round(time.Millisecond))
-			if err := lifecycle.NotifySystemd(lifecycle.SystemdReady); err != nil {
-				logger.Warn("systemd was not told", "err", err)
-			}
-			if starter == nil {
-				a.greet(c)
-			}
-			starter.Ready()
-		},
-	})
-	return err
+	run.Ready = func() {
+		run.Steps.Say("node %s ready after %s", run.Identity.Name, time.Since(begun).Round(time.Millisecond))
+		change.ready(run.Logger)
+		if err := lifecycle.NotifySystemd(lifecycle.SystemdReady); err != nil {
+			run.Logger.Warn("systemd was not told", "err", err)
+		}
+		if starter == nil {
+			a.greet(c)
+		}
+		starter.Ready()
+	}
+	err = a.backend.Up(ctx, run)
+	restart = change.asked.Load()
+	if err == nil && !restart {
+		err = change.stopped()
+	}
+	return restart, err
 }
 
 // markStopping makes the lock say when ctx has ended. The result takes it back, or waits until it is done.

@@ -25,7 +25,8 @@ import (
 )
 
 func (a *app) nodeCommand() *cobra.Command {
-	cmd := parent("node", "List, drain and remove the machines of the cluster", a.nodeListCommand(), a.nodeDrainCommand(), a.nodeRemoveCommand())
+	cmd := parent("node", "List, drain, promote, demote and remove the machines of the cluster", a.nodeListCommand(), a.nodeDrainCommand(), a.nodeRemoveCommand(),
+		a.nodePromoteCommand(), a.nodeDemoteCommand())
 	cmd.GroupID = groupCluster
 	return cmd
 }
@@ -330,7 +331,7 @@ func (a *app) nodeRemove(ctx context.Context, c client.Client, name string, forc
 		return deploy.Reached("read where the servers are", err)
 	}
 	if slices.Contains(servers, addressOf(node)) {
-		return usage("%s is a server: its data is part of the cluster's; make it a worker first", name)
+		return usage("%s is a server: its data is part of the cluster's; \"gantry node demote %s\" first", name, name)
 	}
 	if isReady(node) && !node.Spec.Unschedulable && !force {
 		return usage("%s is ready and takes pods: \"gantry node drain %s\" first, or say --force", name, name)

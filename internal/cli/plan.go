@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"gantry.dev/gantry/internal/join"
 )
 
 // PlanRequest says what to plan.
@@ -106,6 +109,7 @@ func (a *app) cluster(cmd *cobra.Command) (*rest.Config, error) {
 	if err != nil {
 		return nil, usage("%s is not a kubeconfig: %w", path, err)
 	}
+	anyServer(cluster, join.ReadServers(filepath.Join(filepath.Dir(path), join.ServersFile)))
 	return cluster, nil
 }
 

@@ -74,7 +74,7 @@ func (a *app) root() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: groupMachine, Title: "Machine:"}, &cobra.Group{ID: groupCluster, Title: "Cluster:"})
 	root.AddCommand(a.machineCommands()...)
 	root.AddCommand(a.versionCommand(), a.statusCommand(), a.kubeconfigCommand(), a.kubectlCommand())
-	root.AddCommand(a.tokenCommand(), a.nodeCommand())
+	root.AddCommand(a.tokenCommand(), a.nodeCommand(), a.upgradeCommand())
 	root.AddCommand(a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.userCommand(), a.projectCommand(), a.platformCommand())
 	if a.backend.Images != nil {
 		root.AddCommand(a.imageCommand())

@@ -3,14 +3,18 @@ package join
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
+
+	"gantry.dev/gantry/internal/durable"
 )
 
 // ServerName is in the certificate of each server's API, whatever its addresses.
@@ -221,4 +225,56 @@ func (s *Servers) handshake(ctx context.Context, addr string, config *tls.Config
 		return nil, fmt.Errorf("connecting to server %s: %w", addr, err)
 	}
 	return conn, nil
+}
+
+// ServersFile is the name, in a server's data dir, of the list of servers, for commands on that machine.
+const ServersFile = "servers.json"
+
+// WriteServers replaces the list in one step, if it is another one.
+func WriteServers(path string, addrs []string) error {
+	if len(addrs) == 0 || slices.Equal(ReadServers(path), addrs) {
+		return nil
+	}
+	text, err := json.Marshal(addrs)
+	if err != nil {
+		return fmt.Errorf("encoding the list of servers: %w", err)
+	}
+	return durable.WriteFile(path, append(text, '\n'), 0o600)
+}
+
+// ReadServers reads the list. One that cannot be read is empty: it only helps to find servers.
+func ReadServers(path string) []string {
+	var addrs []string
+	if text, err := os.ReadFile(path); err != nil || json.Unmarshal(text, &addrs) != nil {
+		return nil
+	}
+	return addrs
+}
+
+// DialTCP connects to the server at own, or, where that does not answer, to another one. It is for clients that do TLS themselves,
+// with ServerName.
+func (s *Servers) DialTCP(ctx context.Context, network, own string) (net.Conn, error) {
+	var errs []error
+	order := append([]string{own}, s.order()...)
+	s.mu.Lock()
+	if s.last != "" {
+		order = append([]string{s.last}, order...)
+	}
+	s.mu.Unlock()
+	tried := map[string]bool{}
+	for _, addr := range order {
+		if tried[addr] {
+			continue
+		}
+		tried[addr] = true
+		conn, err := (&net.Dialer{Timeout: dialLimit, KeepAlive: 15 * time.Second}).DialContext(ctx, network, addr)
+		if err == nil {
+			s.mu.Lock()
+			s.last = addr
+			s.mu.Unlock()
+			return conn, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ func Backend() cli.Backend {
 		Up: func(ctx context.Context, run cli.UpRequest) error {
 			return Up(ctx, UpOptions{
 				Config: run.Config, Identity: run.Identity, Version: run.Version,
-				Steps: run.Steps, Logger: run.Logger, Ready: run.Ready, Join: run.Join,
+				Steps: run.Steps, Logger: run.Logger, Ready: run.Ready, Join: run.Join, Change: run.Change, Trial: run.Trial,
 			})
 		},
 		Down:   func(ctx context.Context, run cli.DownRequest) error { return Down(ctx, run.Config, run.Steps) },

@@ -52,7 +52,11 @@ func (t *term) updateEndpoints(ctx context.Context) error {
 		return err
 	}
 	own := t.opts.Endpoint()
-	return t.publishEndpoints(ctx, planEndpoints(members, nodes.Items, own.Addr()), own.Port())
+	well := planEndpoints(members, nodes.Items, own.Addr())
+	if err := t.publishEndpoints(ctx, well, own.Port()); err != nil {
+		return err
+	}
+	return t.keepClusterInfo(ctx, well, own)
 }
 
 // planEndpoints lists where the API is to be had, in order: at every member with a vote whose node was not lost, and

@@ -5,6 +5,9 @@ import (
 	"encoding/base64"
 	"fmt"
 	"maps"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -78,20 +81,48 @@ func joiningObjects() []ctrlclient.Object {
 		append(joiners, nodes)...)...)
 }
 
-// publishJoining says in the cluster what machines that join must know.
-func (cp *ControlPlane) publishJoining(ctx context.Context) error {
-	settings := join.Settings{
+// settings are what all nodes must agree on.
+func (cp *ControlPlane) settings() join.Settings {
+	return join.Settings{
 		PodCIDR: cp.opts.PodCIDR, ServiceCIDR: cp.opts.ServiceCIDR, ClusterDomain: cp.opts.ClusterDomain, Version: cp.opts.Version.GitVersion,
 	}
-	if err := cp.publishData(ctx, metav1.NamespaceSystem, join.SettingsName, settings.Data()); err != nil {
+}
+
+// publishJoining says in the cluster what machines that join must know.
+func (cp *ControlPlane) publishJoining(ctx context.Context) error {
+	if err := cp.publishData(ctx, metav1.NamespaceSystem, join.SettingsName, cp.settings().Data()); err != nil {
 		return err
 	}
-	server := "https://" + join.ServerName + ".default.svc." + cp.opts.ClusterDomain
-	if cp.opts.Endpoint != nil {
-		server = "https://" + cp.opts.Endpoint().String()
+	var info corev1.ConfigMap
+	if err := cp.admin.Get(ctx, ctrlclient.ObjectKey{Namespace: metav1.NamespacePublic, Name: clusterInfoName}, &info); err == nil &&
+		strings.Contains(info.Data["kubeconfig"], base64.StdEncoding.EncodeToString(cp.opts.RootCA)) {
+		return nil // the leader keeps it at a server that is well
 	}
+	server := join.ServerName + ".default.svc." + cp.opts.ClusterDomain
+	if cp.opts.Endpoint != nil {
+		server = cp.opts.Endpoint().String()
+	}
+	return cp.publishClusterInfo(ctx, server)
+}
+
+func (cp *ControlPlane) publishClusterInfo(ctx context.Context, server string) error {
 	return cp.publishData(ctx, metav1.NamespacePublic, clusterInfoName, map[string]string{"kubeconfig": fmt.Sprintf(clusterInfoFormat,
-		base64.StdEncoding.EncodeToString(cp.opts.RootCA), server)})
+		base64.StdEncoding.EncodeToString(cp.opts.RootCA), "https://"+server)})
+}
+
+// keepClusterInfo makes what joiners and people are told name this server when the one that it names is not among those that are well.
+func (cp *ControlPlane) keepClusterInfo(ctx context.Context, well []netip.Addr, own netip.AddrPort) error {
+	var info corev1.ConfigMap
+	if err := cp.admin.Get(ctx, ctrlclient.ObjectKey{Namespace: metav1.NamespacePublic, Name: clusterInfoName}, &info); err != nil {
+		return ctrlclient.IgnoreNotFound(err) // the start makes it
+	}
+	text := info.Data["kubeconfig"]
+	if slices.ContainsFunc(well, func(addr netip.Addr) bool {
+		return strings.Contains(text, "server: https://"+netip.AddrPortFrom(addr, own.Port()).String()+"\n")
+	}) {
+		return nil
+	}
+	return cp.publishClusterInfo(ctx, own.String())
 }
 
 // clusterInfoFormat is a kubeconfig that names nobody, as kubeadm writes it.

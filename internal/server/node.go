@@ -22,9 +22,11 @@ import (
 	"gantry.dev/gantry/internal/agent"
 	"gantry.dev/gantry/internal/agent/static"
 	"gantry.dev/gantry/internal/api/registry"
+	"gantry.dev/gantry/internal/cli"
 	"gantry.dev/gantry/internal/client"
 	"gantry.dev/gantry/internal/config"
 	"gantry.dev/gantry/internal/container/containerd"
+	"gantry.dev/gantry/internal/join"
 	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/network/overlay"
 	"gantry.dev/gantry/internal/network/podnet"
@@ -33,6 +35,7 @@ import (
 	"gantry.dev/gantry/internal/network/service"
 	"gantry.dev/gantry/internal/platform/build"
 	"gantry.dev/gantry/internal/programs"
+	"gantry.dev/gantry/internal/upgrade"
 	"gantry.dev/gantry/internal/volume"
 )
 
@@ -48,6 +51,9 @@ type nodeOptions struct {
 	programs     *programs.Set
 	cluster      nodeCluster
 	controlPlane *ControlPlane // of a server; nil on a worker, which neither builds nor stores images
+	version      string        // of Gantry
+	change       *cli.Changing // how the process becomes another program; nil: it does not
+	trial        bool          // the node is ready when a server says so, even if there is none
 	steps        *lifecycle.Steps
 	logger       *slog.Logger
 }
@@ -192,7 +198,7 @@ func (n *node) buildAgent() error {
 		PluginRoots: pluginRoots(c), UnsafeSysctls: c.UnsafeSysctls, DeviceFile: c.Path("devices.json"),
 		IsNotFound:  func(err error) bool { return errors.Is(err, containerd.ErrNotFound) },
 		ImageAccess: n.opts.cluster.mayPull, Confirmed: n.opts.cluster.confirmed,
-		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "containerd://" + containerdVersion()},
+		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: nodeVersion(n.opts.version), ContainerRuntimeVersion: "containerd://" + containerdVersion()},
 	}
 	if cp := n.opts.controlPlane; cp != nil {
 		opts.StoreTrouble = cp.store.Trouble
@@ -209,7 +215,7 @@ func (n *node) buildAgent() error {
 	if n.logs, err = newNodeLogs(n.opts.controlPlane, c, n.opts.logger); err != nil {
 		return err
 	}
-	opts.KeepLogs, opts.Extra = n.logs, n.logs
+	opts.KeepLogs, opts.Extra = n.logs, n.extra()
 	if err := setNodeLimits(&opts, c.Node, n.opts.logger); err != nil {
 		return err
 	}
@@ -223,6 +229,26 @@ func (n *node) buildAgent() error {
 	}
 	return err
 }
+
+// extra is what the node's API has beside the kubelet's.
+func (n *node) extra() http.Handler {
+	mux, programs := http.NewServeMux(), newUpgrader(n.opts.config.DataDir, n.opts.version, n.opts.change, n.opts.logger)
+	mux.Handle("GET /gantry/logs", n.logs)
+	mux.Handle("GET /gantry/costs", n.logs)
+	mux.Handle("GET /gantry/requests", n.logs)
+	mux.Handle(join.RolePath, &roles{
+		config: n.opts.config, name: n.opts.identity.Name, cp: n.opts.controlPlane, change: n.opts.change, log: n.opts.logger,
+	})
+	mux.Handle(upgrade.Path, programs)
+	mux.Handle(upgrade.Path+"/", programs)
+	return mux
+}
+
+// nodeVersion is what a Node says of the program that runs it.
+func nodeVersion(gantry string) string { return kubernetesVersion + gantrySuffix + gantry }
+
+// gantrySuffix is between the version of the API and that of Gantry.
+const gantrySuffix = "+gantry."
 
 // nodeInformers gives an agent the events of its node and its pods as itself. A node may read
 // the ConfigMaps and Secrets of its pods one by one but not watch them all, so that they
@@ -435,7 +461,7 @@ func (n *node) podCIDRs(ctx context.Context) (cidrs []string, err error) {
 func (n *node) nodeReady(ctx context.Context) error {
 	return poll(ctx, func() bool {
 		// Without a server nobody says that the node is ready; it works all the same.
-		if worker, ok := n.opts.cluster.(*remoteCluster); ok && worker.cluster.Alone() {
+		if worker, ok := n.opts.cluster.(*remoteCluster); ok && worker.cluster.Alone() && !n.opts.trial {
 			return true
 		}
 		obj := n.opts.cluster.node(ctx)

@@ -84,6 +84,9 @@ type joining struct {
 	api     join.API
 	close   func()
 
+	promotes *roleChange // a worker that becomes a server; nil: a machine that had nothing
+	begun    bool        // an earlier start began it: there is no way back
+
 	finished atomic.Bool
 }
 
@@ -117,14 +120,14 @@ func (j *joining) wait(ctx context.Context, steps *lifecycle.Steps, served <-cha
 }
 
 // joinServer makes this machine a server of a cluster: it believes the cluster, takes what servers share, and has its store
-// added as one that learns. What is left is to start it, then to call done; or undo.
-func joinServer(ctx context.Context, opts *UpOptions) (_ *joining, err error) {
+// added as one that learns. What is left is to start it, then to call done; or undo. promotes is nil for a machine that had nothing.
+func joinServer(ctx context.Context, opts *UpOptions, promotes *roleChange) (_ *joining, err error) {
 	c, request := &opts.Config, opts.Join
 	peer := storePeer(c)
 	if peer == nil {
 		return nil, errors.New("this machine has no address at which the other servers reach it; give one with --node-ip")
 	}
-	j := &joining{member: join.Membership{Role: join.Server, Servers: []string{request.Address}}, config: c}
+	j := &joining{member: join.Membership{Role: join.Server, Servers: []string{request.Address}}, config: c, close: func() {}, promotes: promotes}
 	end := opts.Steps.Begin("cluster", "found")
 	cluster, err := join.Discover(ctx, request.Address, request.Token.Pin)
 	if err == nil {
@@ -133,11 +136,12 @@ func joinServer(ctx context.Context, opts *UpOptions) (_ *joining, err error) {
 		j.api = join.API{Transport: transport, Token: request.Token.Bootstrap()}
 		j.member.Settings, err = j.api.Settings(ctx)
 		if err = tokenError(request, err); err == nil {
-			err = agree(c, j.member.Settings)
+			err = errors.Join(agree(c, j.member.Settings), sameCluster(opts.Version, j.member.Settings))
 		}
 	}
 	end(err)
 	if err != nil {
+		j.close()
 		return nil, err
 	}
 	end = opts.Steps.Begin("keys", "taken over")
@@ -151,7 +155,7 @@ func joinServer(ctx context.Context, opts *UpOptions) (_ *joining, err error) {
 	}
 	end = opts.Steps.Begin("store", "added, as one that learns")
 	var answer serverAnswer
-	err = j.api.Do(ctx, http.MethodPost, serversPath, serverRequest{Name: opts.Identity.Name, PeerURL: peer.URL}, &answer)
+	err = j.api.Do(ctx, http.MethodPost, serversPath, serverRequest{Name: opts.Identity.Name, PeerURL: peer.URL, Promote: promotes != nil}, &answer)
 	end(err)
 	if err != nil {
 		return nil, errors.Join(err, j.undo(ctx))
@@ -175,6 +179,9 @@ func (j *joining) done() error {
 		return err
 	}
 	j.finished.Store(true)
+	if j.promotes != nil {
+		return errors.Join(endRole(j.config), os.RemoveAll(j.config.Path("known")))
+	}
 	return nil
 }
 
@@ -188,6 +195,9 @@ func (j *joining) undo(ctx context.Context) error {
 		if err = j.api.Do(ctx, http.MethodDelete, learnersPath+j.id, nil, nil); err != nil {
 			err = fmt.Errorf("taking the learner %s back: %w", j.id, err)
 		}
+	}
+	if j.promotes != nil {
+		return errors.Join(err, os.RemoveAll(j.config.Path("etcd")), dropServerFiles(j.config.Path("pki")))
 	}
 	for _, dir := range []string{"etcd", "pki"} {
 		err = errors.Join(err, os.RemoveAll(j.config.Path(dir)))

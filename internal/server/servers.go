@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +38,7 @@ type bundleFile struct {
 type serverRequest struct {
 	Name    string `json:"name"`    // of its node
 	PeerURL string `json:"peerURL"` // where its store is reached
+	Promote bool   `json:"promote"` // the node of that name is the one that asks
 }
 
 type serverAnswer struct {
@@ -166,10 +169,10 @@ func (cp *ControlPlane) answerServers(r *http.Request) (any, error) {
 func (cp *ControlPlane) admitServer(ctx context.Context, request serverRequest) (serverAnswer, error) {
 	var node corev1.Node
 	err := cp.admin.Get(ctx, ctrlclient.ObjectKey{Name: request.Name}, &node)
-	if err == nil {
+	if err == nil && !(request.Promote && isAt(&node, request.PeerURL)) {
 		return serverAnswer{}, fmt.Errorf("there is a node %s already: \"gantry node rm %s\" on a server, or --node-name here", request.Name, request.Name)
 	}
-	if !apierrors.IsNotFound(err) {
+	if err != nil && !apierrors.IsNotFound(err) {
 		return serverAnswer{}, err
 	}
 	added, all, err := cp.AddServer(ctx, request.PeerURL)
@@ -177,4 +180,12 @@ func (cp *ControlPlane) admitServer(ctx context.Context, request serverRequest) 
 		return serverAnswer{}, errors.New("this server has no address that others can reach; start it with --node-ip")
 	}
 	return serverAnswer{ID: added.ID, Members: all}, err
+}
+
+// isAt reports whether a node has the address of a URL.
+func isAt(node *corev1.Node, text string) bool {
+	at, err := url.Parse(text)
+	return err == nil && slices.ContainsFunc(node.Status.Addresses, func(a corev1.NodeAddress) bool {
+		return a.Type == corev1.NodeInternalIP && a.Address == at.Hostname()
+	})
 }

@@ -41,6 +41,8 @@ type UpOptions struct {
 	Logger   *slog.Logger
 	Ready    func()           // called once, when the node is Ready
 	Join     *cli.JoinRequest // a cluster to join first; nil: none
+	Change   *cli.Changing    // how the process becomes another program; nil: it does not
+	Trial    bool             // Ready is called when a server has said so, not before
 
 	joining *joining // as a server, until its store has a vote
 }
@@ -57,10 +59,22 @@ func Up(ctx context.Context, opts UpOptions) error {
 		return upWorker(ctx, opts, member)
 	}
 	err = upServer(ctx, opts)
-	if opts.joining != nil && !opts.joining.finished.Load() {
-		err = errors.Join(err, opts.joining.undo(ctx), removeIdentity(opts.Config))
+	if j := opts.joining; j != nil && !j.finished.Load() && !j.begun {
+		if j.promotes == nil {
+			err = errors.Join(err, j.undo(ctx), removeIdentity(opts.Config))
+		} else if worker, failed := promotionFailed(ctx, opts, err); failed != nil || ctx.Err() != nil {
+			return errors.Join(err, failed)
+		} else {
+			return upWorker(ctx, opts, worker)
+		}
 	}
 	if errors.Is(err, store.ErrRemoved) {
+		if asked, err := becomeWorker(&opts.Config); asked || err != nil {
+			if err == nil && opts.Change != nil {
+				opts.Change.Restart()
+			}
+			return err
+		}
 		return fmt.Errorf("this server was taken out of its cluster; \"gantry down --purge\" removes what it has, then it can join again: %w", err)
 	}
 	return err
@@ -118,7 +132,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 	}
 	node, err := newNode(nodeOptions{
 		config: c, identity: opts.Identity, nodeIP: nodeIP, serving: authority.ServerTLS(pki.Kubelet, pki.ClusterCA), programs: embedded,
-		cluster: localCluster{cp, opts.Identity.Name, nodeTLS(authority)}, controlPlane: cp, steps: opts.Steps, logger: opts.Logger,
+		cluster: localCluster{cp, opts.Identity.Name, nodeTLS(authority)}, controlPlane: cp, steps: opts.Steps, logger: opts.Logger, change: opts.Change, trial: opts.Trial, version: opts.Version,
 	})
 	if err != nil {
 		return err
@@ -141,8 +155,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 		func(ctx context.Context) error {
 			return lifecycle.Supervise(ctx, lifecycle.SuperviseOptions{Logger: opts.Logger, Steps: opts.Steps, OnReady: onReady}, components...)
 		},
-		node.unpack,
-		pace,
+		node.unpack, pace, noteServers(cp, c.Path(join.ServersFile), opts.Logger),
 		func(ctx context.Context) error { return opts.joining.wait(ctx, opts.Steps, cp.Serving()) },
 		func(ctx context.Context) error { return settle(ctx, ready, opts.Logger) },
 		func(ctx context.Context) error { return loadRestored(ctx, cp, &c, opts.Logger) })
@@ -235,7 +248,7 @@ func newAuthority(opts UpOptions, nodeIP netip.Addr) (*pki.Authority, error) {
 func serverVersion(gantry string) version.Info {
 	return version.Info{
 		Major: "1", Minor: "36", EmulationMajor: "1", EmulationMinor: "36", MinCompatibilityMajor: "1", MinCompatibilityMinor: "35",
-		GitVersion: kubernetesVersion + "+gantry." + gantry, GitTreeState: "clean",
+		GitVersion: nodeVersion(gantry), GitTreeState: "clean",
 		GoVersion: runtime.Version(), Compiler: runtime.Compiler, Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}
 }

@@ -5,11 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +24,7 @@ import (
 	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/programs"
 	"gantry.dev/gantry/internal/remote"
+	"gantry.dev/gantry/internal/upgrade"
 )
 
 // membership is what this machine is in which cluster, after joining one if that is asked for.
@@ -31,16 +34,21 @@ func membership(ctx context.Context, opts *UpOptions) (join.Membership, error) {
 	if err != nil {
 		return join.Membership{}, err
 	}
-	switch {
-	case there && opts.Join != nil:
+	if there && opts.Join != nil {
 		opts.Steps.Say("this machine is a %s of the cluster of %v already; --join and --token are not needed", member.Role, member.Servers)
+	}
+	switch {
+	case there && member.Role == join.Worker:
+		if member, err = promote(ctx, opts, member); err != nil {
+			return join.Membership{}, err
+		}
 	case there:
 	case opts.Join != nil:
 		if _, err := os.Stat(c.Path("etcd")); err == nil {
 			return join.Membership{}, fmt.Errorf("%s holds a cluster of its own; \"gantry down --purge\" removes it, then this machine can join another", c.DataDir)
 		}
 		if opts.Join.Server {
-			if opts.joining, err = joinServer(ctx, opts); err == nil {
+			if opts.joining, err = joinServer(ctx, opts, nil); err == nil {
 				member = opts.joining.member
 			}
 		} else {
@@ -90,6 +98,12 @@ func agree(c *config.Config, s join.Settings) error {
 	return errors.Join(problems...)
 }
 
+// sameCluster refuses a program that is too far from that of the cluster's servers.
+func sameCluster(version string, s join.Settings) error {
+	_, theirs, _ := strings.Cut(s.Version, gantrySuffix)
+	return upgrade.Compatible(version, theirs)
+}
+
 // joinWorker makes this machine a worker of a cluster: it believes the cluster, gets a certificate, and writes down what it is.
 func joinWorker(ctx context.Context, opts *UpOptions) (join.Membership, error) {
 	c, request := &opts.Config, opts.Join
@@ -107,7 +121,7 @@ func joinWorker(ctx context.Context, opts *UpOptions) (join.Membership, error) {
 		member.Settings, err = api.Settings(ctx)
 		err = tokenError(request, err)
 		if err == nil {
-			err = agree(c, member.Settings)
+			err = errors.Join(agree(c, member.Settings), sameCluster(opts.Version, member.Settings))
 		}
 		end(err)
 		if err == nil {
@@ -188,6 +202,7 @@ func upWorker(ctx context.Context, opts UpOptions, member join.Membership) error
 	node, err := newNode(nodeOptions{
 		config: c, identity: opts.Identity, nodeIP: c.NodeIP, serving: keeper.ServerTLS(), programs: embedded,
 		cluster: &remoteCluster{cluster: cluster, transport: transport, servers: servers, tls: keeper.ClientTLS}, steps: opts.Steps, logger: opts.Logger,
+		version: opts.Version, change: opts.Change, trial: opts.Trial,
 	})
 	if err != nil {
 		return err
@@ -218,6 +233,41 @@ type serverList struct {
 }
 
 func (l *serverList) run(ctx context.Context, informers informer.Source, opts UpOptions) error {
+	return followServers(ctx, informers, func(addrs []string) {
+		if !l.servers.Set(addrs) {
+			return
+		}
+		l.member.Servers = l.servers.List()
+		if err := l.member.Write(l.path); err != nil {
+			opts.Logger.Warn("the list of servers is not written down", "error", err)
+		}
+	})
+}
+
+// noteServers keeps the list of servers, for commands on this machine, up in a file. It only helps: the server runs without it.
+func noteServers(cp *ControlPlane, path string, logger *slog.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := waitFor(cp.Serving())(ctx); err != nil {
+			return nil // the end came first
+		}
+		_, informers, err := cp.AsAdmin(partNode)
+		if err == nil {
+			err = followServers(ctx, informers, func(addrs []string) {
+				if err := join.WriteServers(path, addrs); err != nil {
+					logger.Warn("the list of servers is not written down", "error", err)
+				}
+			})
+		}
+		if err != nil && ctx.Err() == nil {
+			logger.Warn("the list of servers is not kept", "error", err)
+			<-ctx.Done()
+		}
+		return nil
+	}
+}
+
+// followServers calls take with the addresses of the servers that are well, now and when they change.
+func followServers(ctx context.Context, informers informer.Source, take func(addrs []string)) error {
 	slices := make(chan *discoveryv1.EndpointSlice, 16)
 	stop, err := informer.Listen(ctx, informers, informer.Subscription{Object: &discoveryv1.EndpointSlice{}, OnEvent: func(_, current ctrlclient.Object) {
 		slice, ok := current.(*discoveryv1.EndpointSlice)
@@ -238,13 +288,7 @@ func (l *serverList) run(ctx context.Context, informers informer.Source, opts Up
 		case <-ctx.Done():
 			return nil
 		case slice := <-slices:
-			if !l.servers.Set(addressesOf(slice)) {
-				continue
-			}
-			l.member.Servers = l.servers.List()
-			if err := l.member.Write(l.path); err != nil {
-				opts.Logger.Warn("the list of servers is not written down", "error", err)
-			}
+			take(addressesOf(slice))
 		}
 	}
 }

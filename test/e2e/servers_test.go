@@ -3,12 +3,19 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // serverSpread is a Deployment whose pods need no image: they are made and placed, which is what is looked at.
@@ -30,12 +37,13 @@ spec:
 func TestServers(t *testing.T) {
 	m := newMachines(t, 3)
 	m.node[0].up(t)
-	for i := 1; i < 3; i++ {
-		command := strings.Fields(strings.TrimSpace(m.node[0].mustGantry(t, "token", "create", "--server")))
-		steps := m.node[i].up(t, command[2:]...)
-		if !matches(`(?s)cluster found.*keys taken over.*store added.*store has all data, and a vote.*ready after`, steps) {
-			t.Errorf("steps of machine %d: %s", i, steps)
-		}
+	command := strings.Fields(strings.TrimSpace(m.node[0].mustGantry(t, "token", "create", "--server")))
+	if steps := m.node[1].up(t, command[2:]...); !matches(`(?s)cluster found.*keys taken over.*store added.*store has all data, and a vote.*ready after`, steps) {
+		t.Errorf("steps of machine 1: %s", steps)
+	}
+	m.join(t, 0, 2) // as a worker
+	if out := m.node[0].mustGantry(t, "node", "promote", "m2"); !strings.Contains(out, "m2 is a server now") {
+		t.Errorf("node promote: %s", out)
 	}
 	endpoints := func(at *cluster) string {
 		return at.kubectl(t, "get", "endpoints", "kubernetes", "-o", "jsonpath={.subsets[*].addresses[*].ip}")
@@ -91,6 +99,7 @@ func TestServers(t *testing.T) {
 		}
 	}
 	m.deadServerIsCut(t)
+	testShrink(t, m)
 }
 
 // waiters is a pod that keeps connections to the API servers and sends nothing.
@@ -149,4 +158,58 @@ func (m *machines) leader(t *testing.T, at int) int {
 	t.Helper()
 	holder := strings.TrimSpace(m.node[at].try(t, "get", "lease", "-n", "kube-system", "kube-scheduler", "-o", "jsonpath={.spec.holderIdentity}").stdout)
 	return slices.IndexFunc(m.node, func(c *cluster) bool { return holder == m.name(slices.Index(m.node, c)) })
+}
+
+// testShrink makes servers workers until one is left, while somebody writes all the time.
+func testShrink(t *testing.T, m *machines) {
+	t.Helper()
+	stop, done := make(chan struct{}), make(chan error, 1)
+	var written int
+	go func() {
+		client := m.node[0].client(t)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("written-", i)}}
+			eventual := time.Now().Add(3 * time.Second) // as long as a change of leaders may take
+			for {
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				_, err := client.CoreV1().ConfigMaps("default").Create(ctx, config, metav1.CreateOptions{})
+				cancel()
+				if err == nil || apierrors.IsAlreadyExists(err) {
+					written++
+					break
+				}
+				if time.Now().After(eventual) {
+					done <- err
+					return
+				}
+			}
+		}
+	}()
+	for _, i := range []int{2, 1} {
+		if out := m.node[0].mustGantry(t, "node", "demote", m.name(i), "--yes"); !strings.Contains(out, "is a worker now") {
+			t.Errorf("node demote: %s", out)
+		}
+		if _, err := os.Stat(filepath.Join(m.node[i].dir, "pki", "ca.key")); err == nil {
+			t.Errorf("machine %d, a worker now, has the cluster's key", i)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Errorf("writes stopped: %v", err)
+	}
+	if r := m.node[0].gantry(t, "", "node", "demote", "m0", "--yes"); r.code == 0 || !strings.Contains(r.stderr, "it is the only server") {
+		t.Errorf("the only server: %v", r)
+	}
+	if out := m.node[0].mustGantry(t, "node", "ls"); !matches(`(?s)m0 +server +ready .*m1 +worker +ready .*m2 +worker +ready `, out) {
+		t.Errorf("node ls: %s", out)
+	}
+	if n := strings.Count(m.node[0].kubectl(t, "get", "configmaps", "-o", "name"), "/written-"); n != written {
+		t.Errorf("%d writes were taken, %d are there", written, n)
+	}
 }

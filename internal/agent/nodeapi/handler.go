@@ -92,7 +92,7 @@ func (h *Handler) routes() {
 	h.mux.HandleFunc("GET /metrics/probes", h.probeMetrics)
 	h.mux.HandleFunc("GET /metrics/gateway", h.gatewayMetrics)
 	if h.opts.Extra != nil {
-		h.mux.Handle("GET /gantry/", h.opts.Extra)
+		h.mux.Handle("/gantry/", h.opts.Extra)
 	}
 	h.mux.HandleFunc("GET /stats/summary", h.summary)
 	h.mux.HandleFunc("POST /stats/summary", h.summary)
