@@ -78,6 +78,7 @@ clean: ## Remove what was built
 test: deps programs ## Run all tests but test/e2e (PKGS=./internal/store/... for a part)
 	@for m in $(MODULES); do (cd $$m && $(GO) test ./...) || exit 1; done
 	cd test && $(GO) test ./bench/... ./hosts/... ./upstream/... ./conformance/
+	cd tools && $(GO) test ./licences
 	$(GO) test -p $(PARALLEL) -timeout 15m $(PKGS)
 
 .PHONY: race
@@ -97,6 +98,14 @@ lint: deps programs bin/golangci-lint ## Check the style: gofmt, go vet and gola
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt these files: $$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	bin/golangci-lint run --concurrency $(PARALLEL) ./...
+
+.PHONY: licences
+licences: programs ## Check the licences of all that is linked in (tools/licences has the list)
+	@GO="$(GO)" scripts/licences.sh
+
+.PHONY: vulncheck
+vulncheck: programs ## Look for known vulnerabilities; skipped, aloud, where vuln.go.dev is not reachable
+	@GO="$(GO)" scripts/vulncheck.sh
 
 .PHONY: e2e
 e2e: build kubectl ## Test the built program with real containers and kubectl (root)
@@ -179,6 +188,7 @@ ci: ## What CI runs: lint, build, race, e2e, tests
 	$(MAKE) deps
 	$(MAKE) build kubectl
 	$(MAKE) lint
+	$(MAKE) licences vulncheck
 	$(MAKE) race-ci
 	$(if $(wildcard test/e2e),$(MAKE) e2e)
 	$(MAKE) test

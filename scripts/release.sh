@@ -14,6 +14,10 @@ build() { # build OS ARCH NAME TAGS
 	GOOS=$1 GOARCH=$2 CGO_ENABLED=0 $go build -trimpath -tags "$4" -ldflags "$LDFLAGS" -o "$folder/$3" ./cmd/gantry
 	cp LICENSE README.md CHANGELOG.md "$folder/"
 }
+sbom() { # sbom OS ARCH NAME [DIR]: what the program is made of, beside its archive
+	name=gantry_${VERSION}_$1_$2
+	CGO_ENABLED=0 $go run ./internal/programs/sbom "$VERSION" "dist/$name/$3" ${4:+"$4"} >"dist/$name.cdx.json"
+}
 papers() { # papers PROGRAM: manual pages and completions, of a node and of a client, from a program that runs here
 	for what in node clients; do
 		mkdir -p "dist/papers/$what/completions"
@@ -43,6 +47,7 @@ for arch in $host $(echo amd64 arm64 | sed "s/ *$host *//"); do
 	if [ "$arch" = "$host" ]; then papers "dist/gantry_${VERSION}_linux_$arch/gantry"; fi
 	cp -r dist/papers/node/* "dist/gantry_${VERSION}_linux_$arch/"
 	cp deploy/gantry.service "dist/gantry_${VERSION}_linux_$arch/"
+	sbom linux "$arch" gantry "internal/programs/bin/linux_$arch"
 	pack linux "$arch"
 done
 for target in darwin/amd64 darwin/arm64 windows/amd64; do
@@ -54,9 +59,10 @@ for target in darwin/amd64 darwin/arm64 windows/amd64; do
 	else
 		cp -r dist/papers/clients/* "dist/gantry_${VERSION}_${target%/*}_${target#*/}/"
 	fi
+	sbom "${target%/*}" "${target#*/}" "$name"
 	pack "${target%/*}" "${target#*/}"
 done
 rm -r dist/papers
 cp deploy/install.sh dist/
-(cd dist && sha256sum *.tar.gz install.sh >SHA256SUMS)
+(cd dist && sha256sum *.tar.gz *.cdx.json install.sh >SHA256SUMS)
 ls -l dist
