@@ -23,13 +23,20 @@ const (
 	rightPause = 5 * time.Millisecond
 )
 
-// persist calls f until it returns nil, or an error that is no time-out, ctx ends or limit has passed, and returns f's
+// passing reports whether an error may be gone with the next try: etcd is slow or has no leader, or another server, which starts
+// at the same time, was faster.
+func passing(err error) bool {
+	return apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) ||
+		apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)
+}
+
+// persist calls f until it returns nil, or an error that does not pass, ctx ends or limit has passed, and returns f's
 // last error.
 func persist(ctx context.Context, limit time.Duration, f func() error) error {
 	deadline := time.Now().Add(limit)
 	for {
 		err := f()
-		if err == nil || !apierrors.IsTimeout(err) || ctx.Err() != nil || !time.Now().Before(deadline) {
+		if err == nil || !passing(err) || ctx.Err() != nil || !time.Now().Before(deadline) {
 			return err
 		}
 		if !lifecycle.Pause(ctx, persistPause) {

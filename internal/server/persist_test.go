@@ -3,12 +3,34 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 )
+
+func TestPassing(t *testing.T) {
+	name := schema.GroupResource{Resource: "configmaps"}
+	for what, tc := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"etcd is slow":           {apierrors.NewTimeoutError("etcd is slow", 0), true},
+		"another was faster":     {apierrors.NewConflict(name, "cluster-info", errors.New("modified")), true},
+		"wrapped":                {fmt.Errorf("telling: %w", apierrors.NewConflict(name, "cluster-info", errors.New("modified"))), true},
+		"no leader":              {apierrors.NewServiceUnavailable("no leader"), true},
+		"refused by somebody":    {apierrors.NewForbidden(name, "cluster-info", errors.New("policy")), false},
+		"not one of the API's":   {errors.New("etcd is full"), false},
+		"broken on the way here": {apierrors.NewInternalError(errors.New("x")), false},
+	} {
+		if got := passing(tc.err); got != tc.want {
+			t.Errorf("%s: passing = %t", what, got)
+		}
+	}
+}
 
 func TestPersist(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
