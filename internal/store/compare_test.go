@@ -125,10 +125,16 @@ func TestWatchThroughCompaction(t *testing.T) {
 	for i := range writes {
 		at := members[i%3]
 		name := fmt.Sprint("n-", i)
-		e, err := at.Create(t.Context(), "configmaps", "default/"+name, configMap(name, "red", value))
-		if err != nil {
+		_, err := at.Create(t.Context(), "configmaps", "default/"+name, configMap(name, "red", value))
+		if errors.Is(err, ErrTimeout) { // the leader handed over meanwhile
+			eventually(t, name, func() bool {
+				_, err = at.Create(t.Context(), "configmaps", "default/"+name, configMap(name, "red", value))
+				return err == nil || errors.Is(err, ErrExists) || errors.As(err, new(*ConflictError))
+			})
+		} else if err != nil {
 			t.Fatal(err)
 		}
+		e := mustRead(t, at.Store, name)
 		if i%30 == 29 {
 			leader := leaderOf(t, members...)
 			if err := leader.member.compact(t.Context(), e.Rev); err != nil {

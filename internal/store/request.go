@@ -30,7 +30,11 @@ func newEpoch() *epoch {
 // request does a conditional write. With company it is proposed again under a new leader when the one it was sent to is
 // gone: etcd would wait for its answer for seconds. again says that it was proposed more than once, so that a
 // condition that does not hold may have been broken by the request itself.
-func (s *Store) request(ctx context.Context, do func(context.Context, *member) (int64, bool, error)) (rev int64, ok, again bool, err error) {
+//
+// once says that it must not be proposed again: a leader that was cut off or paused may pass the first proposal on to its
+// successor when it is back, long after the second. A condition on a revision can hold for one of them only, since revisions do
+// not come back; that a key is not there can hold again, when somebody has deleted it in between.
+func (s *Store) request(ctx context.Context, once bool, do func(context.Context, *member) (int64, bool, error)) (rev int64, ok, again bool, err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	var limit time.Time
@@ -39,7 +43,10 @@ func (s *Store) request(ctx context.Context, do func(context.Context, *member) (
 			rev, ok, err = do(ctx, s.member)
 		} else {
 			var lost bool
-			rev, ok, lost, err = s.underLeader(ctx, do)
+			rev, ok, lost, err = s.underLeader(ctx, once, do)
+			if lost && once {
+				return 0, false, again, ErrTimeout
+			}
 			if lost {
 				again = true
 				continue
@@ -61,12 +68,26 @@ func (s *Store) request(ctx context.Context, do func(context.Context, *member) (
 	}
 }
 
+// lateAnswer is how long what may be proposed once only is waited for after its leader is gone: one that handed over has passed
+// it on.
+const lateAnswer = time.Second
+
 // underLeader does a request once. lost says that its leader is gone and that it was not among what its successor found.
-func (s *Store) underLeader(ctx context.Context, do func(context.Context, *member) (int64, bool, error)) (rev int64, ok, lost bool, err error) {
+func (s *Store) underLeader(ctx context.Context, once bool, do func(context.Context, *member) (int64, bool, error)) (rev int64, ok, lost bool, err error) {
 	current := s.epoch.Load()
 	attempt, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(current.ctx, cancel)()
+	over := cancel
+	if once {
+		over = func() {
+			select {
+			case <-time.After(lateAnswer):
+				cancel()
+			case <-attempt.Done():
+			}
+		}
+	}
+	defer context.AfterFunc(current.ctx, over)()
 	rev, ok, err = do(attempt, s.member)
 	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
 		return 0, false, true, nil

@@ -214,7 +214,7 @@ func (s *Store) write(ctx context.Context, kind, key string, obj Object, rev int
 	if err := s.propose(etcdKey, p); err != nil {
 		return nil, err
 	}
-	newRev, ok, again, err := s.request(ctx, func(ctx context.Context, m *member) (int64, bool, error) {
+	newRev, ok, again, err := s.request(ctx, rev == 0, func(ctx context.Context, m *member) (int64, bool, error) {
 		return m.put(ctx, etcdKey, value, rev)
 	})
 	if err == nil && !ok && again {
@@ -257,7 +257,7 @@ func (s *Store) Delete(ctx context.Context, kind, key string, rev int64) (*Entry
 	if current.Rev != rev {
 		return nil, &ConflictError{Current: current}
 	}
-	newRev, ok, again, err := s.request(ctx, func(ctx context.Context, m *member) (int64, bool, error) {
+	newRev, ok, again, err := s.request(ctx, false, func(ctx context.Context, m *member) (int64, bool, error) {
 		return m.remove(ctx, t.kind.Prefix+key, rev)
 	})
 	if err != nil {
