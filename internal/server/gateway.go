@@ -83,8 +83,9 @@ func (cp *term) startGateway() error {
 	}
 	options := certs.Options{Public: settings.PublicAddresses, Log: cp.opts.Logger}
 	if settings.ACME.On {
+		here := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		options.ACME = certs.ACME{Directory: settings.ACME.Directory, Email: settings.ACME.Email, CAFile: settings.ACME.CAFile,
-			Gateway: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), settings.HTTPPort).String()}
+			Gateway: netip.AddrPortFrom(here, settings.HTTPPort).String(), GatewayTLS: netip.AddrPortFrom(here, settings.HTTPSPort).String()}
 	}
 	issuer, err := certs.New(c, informers, cp.Events(events.Source{Component: certsAccount}), options)
 	if err != nil {

@@ -52,8 +52,11 @@ func gateway(t *testing.T, cluster client.Client) (port int) {
 	return server.Listener.Addr().(*net.TCPAddr).Port
 }
 
-// pebble starts an authority that looks at challenges on a port. It returns its directory, and a file with who signs it.
-func pebble(t *testing.T, httpPort int) (directory, caFile string) {
+// closedPort is where nobody listens.
+const closedPort = 1
+
+// pebble starts an authority that looks at challenges on two ports. It returns its directory, and a file with who signs it.
+func pebble(t *testing.T, httpPort, tlsPort int) (directory, caFile string) {
 	t.Helper()
 	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
 	quiet, store := log.New(io.Discard, "", 0), db.NewMemoryStore()
@@ -62,7 +65,7 @@ func pebble(t *testing.T, httpPort int) (directory, caFile string) {
 		"shortlived": {Description: "six days", ValidityPeriod: 160 * 3600},
 	}
 	authority := ca.New(quiet, store, "", "ecdsa", 0, 1, profiles)
-	validator := va.New(quiet, httpPort, 1, false, "", store)
+	validator := va.New(quiet, httpPort, tlsPort, false, "", store)
 	front := wfe.New(quiet, store, validator, authority, []string{"pebble.letsencrypt.org"}, false, false, 1, 1)
 	server := httptest.NewTLSServer(front.Handler())
 	t.Cleanup(server.Close)
@@ -91,7 +94,7 @@ func TestAddress(t *testing.T) {
 	secret := asking(address)
 	cluster := controllertest.New(t, secret)
 	port := gateway(t, cluster)
-	directory, caFile := pebble(t, port)
+	directory, caFile := pebble(t, port, closedPort)
 	opts := certs.Options{
 		ACME:   certs.ACME{Directory: directory, CAFile: caFile, Email: "admin@example.com", Gateway: fmt.Sprintf("%s:%d", address, port)},
 		Public: []netip.Addr{netip.MustParseAddr(address)},
@@ -162,7 +165,7 @@ func issued(t *testing.T, cluster *controllertest.Cluster, opts certs.Options, s
 func TestNotServed(t *testing.T) {
 	secret := asking(address)
 	cluster := controllertest.New(t, secret)
-	directory, caFile := pebble(t, 1)
+	directory, caFile := pebble(t, closedPort, closedPort)
 	opts := certs.Options{ACME: certs.ACME{Directory: directory, CAFile: caFile, Gateway: "127.0.0.1:1"}, Public: []netip.Addr{netip.MustParseAddr(address)}}
 	controller, err := certs.New(cluster, cluster, recorder{t}, opts)
 	if err != nil {

@@ -3,7 +3,10 @@
 package acme
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,6 +18,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"gantry.dev/gantry/internal/controller/certs"
@@ -33,8 +37,19 @@ func TestMain(m *testing.M) {
 	os.Exit(nettest.Main(m))
 }
 
-// TestThroughEdge gets a certificate by a challenge that a real gantry-edge answers from the tables that it is fed.
+// TestThroughEdge gets certificates for an address by challenges that a real gantry-edge answers from the tables that it is
+// fed: by plain HTTP, and by a handshake where the authority does not reach plain HTTP.
 func TestThroughEdge(t *testing.T) {
+	const port = 8080
+	for name, c := range map[string]struct{ http, tls int }{
+		"http-01": {port, closedPort}, "tls-alpn-01": {closedPort, port + 1},
+	} {
+		t.Run(name, func(t *testing.T) { throughEdge(t, port, c.http, c.tls) })
+	}
+}
+
+// throughEdge starts an edge on port and the next one, and an authority that looks at its own idea of ports.
+func throughEdge(t *testing.T, port uint16, httpPort, tlsPort int) {
 	nettest.Need(t)
 	if err := gatewayv1.Install(scheme.Scheme); err != nil {
 		t.Fatal(err)
@@ -48,7 +63,6 @@ func TestThroughEdge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const port = 8080
 	class, secret := "gantry", asking(address)
 	cluster := controllertest.New(t, secret,
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}}},
@@ -80,9 +94,35 @@ func TestThroughEdge(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	directory, caFile := pebble(t, port)
-	issued(t, cluster, certs.Options{
-		ACME:   certs.ACME{Directory: directory, CAFile: caFile, Gateway: fmt.Sprintf("%s:%d", address, port)},
+	directory, caFile := pebble(t, httpPort, tlsPort)
+	got := issued(t, cluster, certs.Options{
+		ACME:   certs.ACME{Directory: directory, CAFile: caFile, Gateway: fmt.Sprintf("%s:%d", address, port), GatewayTLS: fmt.Sprintf("%s:%d", address, port+1)},
 		Public: []netip.Addr{netip.MustParseAddr(address)},
 	}, secret, directory)
+	served(t, got, port+1)
+	challenges := &corev1.Secret{}
+	if err := cluster.Get(t.Context(), client.ObjectKey{Namespace: compile.Namespace, Name: compile.ChallengeSecret}, challenges); err != nil || len(challenges.Data) != 0 {
+		t.Errorf("challenges that are left: %v, %v", len(challenges.Data), err)
+	}
+}
+
+// served waits until the edge shows a certificate to a client that names no host.
+func served(t *testing.T, secret *corev1.Secret, port uint16) {
+	t.Helper()
+	block, _ := pem.Decode(secret.Data[corev1.TLSCertKey])
+	dialer := &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // it is compared with what was issued
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := dialer.DialContext(t.Context(), "tcp", fmt.Sprintf("%s:%d", address, port))
+		if err == nil {
+			leaf := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
+			_ = conn.Close()
+			if bytes.Equal(leaf.Raw, block.Bytes) {
+				return
+			}
+			err = fmt.Errorf("it shows one for %v", leaf.IPAddresses)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the certificate is not served: %v", err)
+		}
+	}
 }

@@ -11,7 +11,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,10 +23,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/network/routes/compile"
 )
 
@@ -39,6 +36,8 @@ type ACME struct {
 	// Gateway is where this machine's gateway answers plain HTTP: a challenge is seen to be served
 	// there before the authority is told to look.
 	Gateway string
+	// GatewayTLS is where it answers TLS, for tls-alpn-01, which is tried after http-01. Empty: it is not tried.
+	GatewayTLS string
 }
 
 // shortLived is the profile of certificates for addresses (Let's Encrypt: "shortlived", 160 hours).
@@ -69,7 +68,6 @@ func (c *Controller) acmeClient(ctx context.Context) (*acmez.Client, acme.Accoun
 	talk := &acmez.Client{
 		Client: &acme.Client{Directory: c.opts.ACME.Directory, UserAgent: "gantry", Logger: c.log,
 			HTTPClient: &http.Client{Transport: transport, Timeout: 30 * time.Second}},
-		ChallengeSolvers: map[string]acmez.Solver{acme.ChallengeTypeHTTP01: &solver{c}},
 	}
 	account, err := c.acmeAccount(ctx, talk.Client)
 	if err != nil {
@@ -149,7 +147,7 @@ func (c *Controller) issueACME(ctx context.Context, host string) (chain, keyPEM 
 			}
 		}
 	}
-	chains, err := talk.ObtainCertificate(ctx, params)
+	chains, err := c.obtain(ctx, talk, params)
 	if err != nil {
 		return nil, nil, fmt.Errorf("getting a certificate for %s: %w", host, err)
 	}
@@ -157,6 +155,27 @@ func (c *Controller) issueACME(ctx context.Context, host string) (chain, keyPEM 
 		return nil, nil, fmt.Errorf("getting a certificate for %s: the authority gave none", host)
 	}
 	return chains[0].ChainPEM, keyPEM, nil
+}
+
+// obtain tries one kind of challenge after the other. Which one acmez would take of several is left to chance.
+func (c *Controller) obtain(ctx context.Context, talk *acmez.Client, params acmez.OrderParameters) ([]acme.Certificate, error) {
+	by := func(kind string, s acmez.Solver) ([]acme.Certificate, error) {
+		one := &acmez.Client{Client: talk.Client, ChallengeSolvers: map[string]acmez.Solver{kind: s}}
+		chains, err := one.ObtainCertificate(ctx, params)
+		if err != nil {
+			return nil, fmt.Errorf("by %s: %w", kind, err)
+		}
+		return chains, nil
+	}
+	chains, err := by(acme.ChallengeTypeHTTP01, &httpSolver{c})
+	if err == nil || c.opts.ACME.GatewayTLS == "" || ctx.Err() != nil || limited(err) {
+		return chains, err
+	}
+	chains, tlsErr := by(acme.ChallengeTypeTLSALPN01, &tlsSolver{c})
+	if tlsErr != nil {
+		return nil, errors.Join(err, tlsErr)
+	}
+	return chains, nil
 }
 
 func orderFor(account acme.Account, key crypto.Signer, host string) (acmez.OrderParameters, error) {
@@ -175,96 +194,6 @@ func orderFor(account acme.Account, key crypto.Signer, host string) (acmez.Order
 func limited(err error) bool {
 	var problem acme.Problem
 	return errors.As(err, &problem) && problem.Type == acme.ProblemTypeRateLimited
-}
-
-// solver answers http-01 through the gateway: it writes the answer into a Secret, of which every
-// node's feeder makes the gateway's table.
-type solver struct{ c *Controller }
-
-// Present implements acmez.Solver.
-func (s *solver) Present(ctx context.Context, challenge acme.Challenge) error {
-	if err := s.c.setChallenge(ctx, challenge.Token, []byte(challenge.KeyAuthorization)); err != nil {
-		return fmt.Errorf("publishing the answer to a challenge: %w", err)
-	}
-	return s.c.seen(ctx, challenge)
-}
-
-// CleanUp implements acmez.Solver.
-func (s *solver) CleanUp(ctx context.Context, challenge acme.Challenge) error {
-	return s.c.setChallenge(context.WithoutCancel(ctx), challenge.Token, nil)
-}
-
-// setChallenge adds an answer, or removes it.
-func (c *Controller) setChallenge(ctx context.Context, token string, answer []byte) error {
-	key := client.ObjectKey{Namespace: compile.Namespace, Name: compile.ChallengeSecret}
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		there := &corev1.Secret{}
-		err := c.client.Get(ctx, key, there)
-		if apierrors.IsNotFound(err) {
-			if answer == nil {
-				return nil
-			}
-			return c.client.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
-				Data: map[string][]byte{token: answer}})
-		}
-		if err != nil {
-			return err
-		}
-		next := there.DeepCopy()
-		if next.Data == nil {
-			next.Data = map[string][]byte{}
-		}
-		next.Data[token] = answer
-		if answer == nil {
-			delete(next.Data, token)
-		}
-		return c.client.Update(ctx, next)
-	})
-}
-
-// seen waits until this machine's gateway serves a challenge.
-func (c *Controller) seen(ctx context.Context, challenge acme.Challenge) error {
-	if c.opts.ACME.Gateway == "" {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, serveTimeout)
-	defer cancel()
-	host := challenge.Identifier.Value
-	if addr, err := netip.ParseAddr(host); err == nil && addr.Is6() {
-		host = "[" + host + "]"
-	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, c.opts.ACME.Gateway)
-	}, DisableKeepAlives: true}
-	for {
-		err := fetch(ctx, transport, "http://"+host+challenge.HTTP01ResourcePath(), challenge.KeyAuthorization)
-		if err == nil {
-			return nil
-		}
-		if !lifecycle.Pause(ctx, 20*time.Millisecond) {
-			return fmt.Errorf("this machine's gateway does not serve the challenge at %s: %w", c.opts.ACME.Gateway, err)
-		}
-	}
-}
-
-func fetch(ctx context.Context, transport http.RoundTripper, url, want string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = response.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 4096))
-	if err != nil {
-		return err
-	}
-	if response.StatusCode != http.StatusOK || string(body) != want {
-		return fmt.Errorf("it answers %s", response.Status)
-	}
-	return nil
 }
 
 // addressesOf resolves a name.
