@@ -3,9 +3,12 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"maps"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -51,13 +54,10 @@ func (c *Controller) makeGateway(ctx context.Context) error {
 	switch {
 	case apierrors.IsNotFound(err):
 		err = client.IgnoreAlreadyExists(c.client.Create(ctx, want))
-	case err == nil && followsSettings(there) && there.Annotations[annotationPorts] != want.Annotations[annotationPorts]:
-		next := there.DeepCopy()
-		for i := range next.Spec.Listeners {
-			next.Spec.Listeners[i].Port = want.Spec.Listeners[i].Port
+	case err == nil:
+		if next := adjusted(there, want); next != nil {
+			err = c.client.Update(ctx, next)
 		}
-		next.Annotations[annotationPorts] = want.Annotations[annotationPorts]
-		err = c.client.Update(ctx, next)
 	}
 	if err != nil {
 		return fmt.Errorf("making Gateway %s: %w", client.ObjectKeyFromObject(want), err)
@@ -65,19 +65,49 @@ func (c *Controller) makeGateway(ctx context.Context) error {
 	return nil
 }
 
-// followsSettings reports whether the ports are still those that settings gave it.
+// adjusted is the Gateway that is there with what settings say now; nil if nothing changes.
+func adjusted(there, want *gatewayv1.Gateway) *gatewayv1.Gateway {
+	next := there.DeepCopy()
+	if next.Annotations == nil {
+		next.Annotations = map[string]string{}
+	}
+	if followsSettings(there) {
+		for i := range want.Spec.Listeners {
+			next.Spec.Listeners[i].Port = want.Spec.Listeners[i].Port
+		}
+		next.Annotations[annotationPorts] = want.Annotations[annotationPorts]
+	}
+	delete(next.Annotations, compile.AnnotationPublicAddress)
+	if said := want.Annotations[compile.AnnotationPublicAddress]; said != "" {
+		next.Annotations[compile.AnnotationPublicAddress] = said
+	}
+	if equality.Semantic.DeepEqual(next.Spec, there.Spec) && maps.Equal(next.Annotations, there.Annotations) {
+		return nil
+	}
+	return next
+}
+
+// followsSettings reports whether the first two ports are still those that settings gave it. Further listeners are
+// those of applications that have no name.
 func followsSettings(gw *gatewayv1.Gateway) bool {
 	l := gw.Spec.Listeners
-	return len(l) == 2 && l[0].Name == "http" && l[1].Name == "https" && gw.Annotations[annotationPorts] == fmt.Sprintf("%d,%d", l[0].Port, l[1].Port)
+	return len(l) >= 2 && l[0].Name == "http" && l[1].Name == "https" && gw.Annotations[annotationPorts] == fmt.Sprintf("%d,%d", l[0].Port, l[1].Port)
 }
 
 // defaultGateway takes routes of all namespaces, and has certificates for whatever host they name.
 func (c *Controller) defaultGateway() *gatewayv1.Gateway {
 	all := gatewayv1.NamespacesFromAll
 	allowed := &gatewayv1.AllowedRoutes{Namespaces: &gatewayv1.RouteNamespaces{From: &all}}
+	annotations := map[string]string{annotationPorts: fmt.Sprintf("%d,%d", c.opts.HTTPPort, c.opts.HTTPSPort)}
+	if len(c.opts.Public) > 0 {
+		said := make([]string, len(c.opts.Public))
+		for i, addr := range c.opts.Public {
+			said[i] = addr.String()
+		}
+		annotations[compile.AnnotationPublicAddress] = strings.Join(said, ",")
+	}
 	return &gatewayv1.Gateway{
-		ObjectMeta: metav1.ObjectMeta{Namespace: compile.Namespace, Name: compile.ClassName,
-			Annotations: map[string]string{annotationPorts: fmt.Sprintf("%d,%d", c.opts.HTTPPort, c.opts.HTTPSPort)}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: compile.Namespace, Name: compile.ClassName, Annotations: annotations},
 		Spec: gatewayv1.GatewaySpec{
 			GatewayClassName: compile.ClassName,
 			Listeners: []gatewayv1.Listener{

@@ -31,8 +31,11 @@ const (
 
 	// annotationPort is on Apps that are reached by an address instead of a name: the port that is theirs.
 	annotationPort = "gantry.dev/port"
-	firstOwnPort   = 8443
-	lastOwnPort    = 8543
+	// annotationPublic on the platform's Gateway lists the addresses that were said with --public-address.
+	annotationPublic = "gateway.gantry.dev/public-address"
+
+	firstOwnPort = 8443
+	lastOwnPort  = 8543
 
 	lookupTimeout = 5 * time.Second
 	recheckBad    = time.Minute
@@ -78,8 +81,9 @@ func (c *Controller) readPlatform(ctx context.Context, app *v1alpha1.App) (platf
 	} else {
 		c.watchRoutes(ctx)
 		p.useGateway(gateway)
+		p.address = cmp.Or(p.address, publicAddress(gateway))
 	}
-	if p.address != "" {
+	if p.address != "" && !slices.Contains(p.reached, p.address) {
 		p.reached = append(p.reached, p.address)
 	}
 	if _, web := render.Processes(&app.Spec)[v1alpha1.WebProcess]; !web || p.routing == render.RouteNone {
@@ -162,7 +166,7 @@ func (c *Controller) watchRoutes(ctx context.Context) {
 	_, err := informer.Listen(ctx, c.informers,
 		informer.Subscription{Object: &gatewayv1.HTTPRoute{}, OnEvent: c.belongs},
 		informer.Subscription{Object: &gatewayv1.Gateway{}, OnEvent: func(old, current client.Object) {
-			if g, ok := current.(*gatewayv1.Gateway); ok && g.Name == render.GatewayName && (old == nil || old.GetGeneration() != g.Generation) {
+			if g, ok := current.(*gatewayv1.Gateway); ok && g.Name == render.GatewayName && reachedOtherwise(old, g) {
 				c.lookAtAll()
 			}
 		}})
@@ -171,6 +175,28 @@ func (c *Controller) watchRoutes(ctx context.Context) {
 		return
 	}
 	c.routed = true
+}
+
+// reachedOtherwise reports whether a Gateway's ports or addresses are not what they were.
+func reachedOtherwise(old client.Object, current *gatewayv1.Gateway) bool {
+	before, ok := old.(*gatewayv1.Gateway)
+	return !ok || before == nil || before.Generation != current.Generation || publicAddress(before) != publicAddress(current)
+}
+
+// publicAddress is by which address the world reaches a Gateway: what somebody said, else the first one that is public.
+func publicAddress(gateway *gatewayv1.Gateway) string {
+	said, _, _ := strings.Cut(gateway.Annotations[annotationPublic], ",")
+	if said != "" {
+		return said
+	}
+	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10) // between providers and their customers (RFC 6598)
+	for _, at := range gateway.Status.Addresses {
+		addr, err := netip.ParseAddr(at.Value)
+		if err == nil && addr.IsGlobalUnicast() && !addr.IsPrivate() && !shared.Contains(addr) {
+			return at.Value
+		}
+	}
+	return ""
 }
 
 // useGateway takes ports and addresses from the Gateway.
