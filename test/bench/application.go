@@ -21,12 +21,13 @@ import (
 
 // partApplication measures what a developer waits for: an empty machine to a served application, a change of one line, and the
 // first answer of an application that sleeps. It runs when it alone is named, and needs a go command.
-const partApplication = "application"
+const partApplication = "platform"
 
 const (
 	applicationStart = 50 * time.Millisecond // what the program takes before it listens
 	applicationIdle  = 3 * time.Second       // until it sleeps
 	sleepTimeout     = 2 * time.Minute
+	wakeUps          = 5 // in a round
 )
 
 // applicationSource is a program that takes applicationStart to start.
@@ -37,14 +38,19 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 )
 
 const version = "1"
 
 func main() {
+	began := strconv.FormatInt(time.Now().UnixNano(), 10)
 	time.Sleep(%d * time.Millisecond)
-	http.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, version) })
+	http.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Bench-Began", began)
+		_, _ = io.WriteString(w, version)
+	})
 	log.Fatal(http.ListenAndServe(":"+os.Getenv("PORT"), nil))
 }
 `
@@ -55,27 +61,32 @@ type applicationBench struct {
 	dir    string // of everything
 	source string
 	client *http.Client
+	watch  wakeWatch
 }
 
 // applicationOutcome is one round.
 type applicationOutcome struct {
 	served, redeploy time.Duration
-	wake             []time.Duration
+	wakes            []wakeTrace
 }
 
 // measureApplication takes rounds of a fresh cluster and prints their medians beside what is allowed.
 func measureApplication(ctx context.Context, opts options, out, progress io.Writer) error {
 	var served, redeploy, wake []time.Duration
+	var wakes []wakeTrace
 	for round := range opts.rounds {
-		_, _ = fmt.Fprintf(progress, "bench: application, round %d of %d\n", round+1, opts.rounds)
+		_, _ = fmt.Fprintf(progress, "bench: platform, round %d of %d\n", round+1, opts.rounds)
 		outcome, err := applicationRound(ctx, opts, round == 0)
 		if err != nil {
 			return err
 		}
-		served, redeploy, wake = append(served, outcome.served), append(redeploy, outcome.redeploy), append(wake, outcome.wake...)
+		served, redeploy, wakes = append(served, outcome.served), append(redeploy, outcome.redeploy), append(wakes, outcome.wakes...)
+	}
+	for _, trace := range wakes {
+		wake = append(wake, trace[stepAnswered].Sub(trace[stepSent]))
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "application\tmedian\tworst\tallowed")
+	_, _ = fmt.Fprintln(w, "platform\tmedian\tworst\tallowed")
 	for _, row := range []struct {
 		name  string
 		took  []time.Duration
@@ -88,7 +99,10 @@ func measureApplication(ctx context.Context, opts options, out, progress io.Writ
 		slices.Sort(row.took)
 		_, _ = fmt.Fprintf(w, "%s\t%.2fs\t%.2fs\t%.2fs\n", row.name, row.took[len(row.took)/2].Seconds(), row.took[len(row.took)-1].Seconds(), row.limit.Seconds())
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write the table: %w", err)
+	}
+	return writeSplit(out, wakes)
 }
 
 // applicationRound is one round. warm compiles the program once before, so that the cache is not measured.
@@ -131,12 +145,17 @@ func applicationRound(ctx context.Context, opts options, warm bool) (outcome app
 		return outcome, err
 	}
 	outcome.redeploy = time.Since(begun)
-	for range 3 {
-		took, err := b.wake(ctx)
+	stop, err := b.watch.follow(ctx, dir)
+	if err != nil {
+		return outcome, err
+	}
+	defer stop()
+	for range wakeUps {
+		trace, err := b.wake(ctx)
 		if err != nil {
 			return outcome, err
 		}
-		outcome.wake = append(outcome.wake, took)
+		outcome.wakes = append(outcome.wakes, trace)
 	}
 	return outcome, nil
 }
@@ -176,7 +195,7 @@ func (b *applicationBench) deploy(ctx context.Context, version string) error {
 		return err
 	}
 	return await(ctx, func() error { return nil }, func(ctx context.Context) error {
-		got, err := b.ask(ctx)
+		got, _, err := b.ask(ctx)
 		if err == nil && got != version {
 			err = fmt.Errorf("version %q answers, not %q", got, version)
 		}
@@ -184,26 +203,27 @@ func (b *applicationBench) deploy(ctx context.Context, version string) error {
 	})
 }
 
-func (b *applicationBench) ask(ctx context.Context) (string, error) {
+// ask returns the answer's body and head.
+func (b *applicationBench) ask(ctx context.Context) (string, http.Header, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://bench.localhost/", nil)
 	if err != nil {
-		return "", fmt.Errorf("make a request: %w", err)
+		return "", nil, fmt.Errorf("make a request: %w", err)
 	}
 	response, err := b.client.Do(request)
 	if err != nil {
-		return "", fmt.Errorf("ask the application: %w", err)
+		return "", nil, fmt.Errorf("ask the application: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	body, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode != http.StatusOK {
 		err = errors.New(response.Status)
 	}
-	return string(body), err
+	return string(body), response.Header, err
 }
 
 // wake waits until the application sleeps, and measures the first request.
-func (b *applicationBench) wake(ctx context.Context) (time.Duration, error) {
-	err := awaitFor(ctx, sleepTimeout, func() error { return nil }, func(context.Context) error {
+func (b *applicationBench) wake(ctx context.Context) (trace wakeTrace, err error) {
+	err = awaitFor(ctx, sleepTimeout, func() error { return nil }, func(context.Context) error {
 		running, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		if err != nil {
 			return err
@@ -216,11 +236,14 @@ func (b *applicationBench) wake(ctx context.Context) (time.Duration, error) {
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("wait for the application to sleep: %w", err)
+		return trace, fmt.Errorf("wait for the application to sleep: %w", err)
 	}
-	begun := time.Now()
-	if _, err := b.ask(ctx); err != nil {
-		return 0, err
+	b.watch.begin(time.Now())
+	_, head, err := b.ask(ctx)
+	trace = b.watch.end(time.Now())
+	if err != nil {
+		return trace, err
 	}
-	return time.Since(begun), nil
+	trace[stepBegan], err = began(head.Get("Bench-Began"))
+	return trace, err
 }
