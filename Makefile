@@ -144,13 +144,14 @@ $(SKEW_DIR)/bin/gantry:
 	ln -sf $(CURDIR)/bin/kubectl $(SKEW_DIR)/bin/kubectl
 
 # PARTS=suite runs a part only; SUITE adds flags (SUITE="-procs 2 -waiting", SUITE='-focus "Watchers should"').
-PARTS ?= clients wayout foreign suite two-nodes
+PARTS ?= clients wayout foreign gateway suite two-nodes
 .PHONY: conformance
 conformance: build kubectl ## Run upstream's suite and real clients on a node (root; PARTS=suite for a part)
 	cd test && $(GO) test ./conformance/
 	$(if $(filter clients,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/clients/)
 	$(if $(filter wayout,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 40m ./conformance/wayout/)
 	$(if $(filter foreign,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m ./conformance/foreign/)
+	$(if $(filter gateway,$(PARTS)),cd test && GO="$(GO)" GANTRY_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -v ./conformance/gateway/)
 	$(if $(filter suite,$(PARTS)),cd test && GO="$(GO)" $(GO) run ./conformance/run -bin $(CURDIR)/bin $(SUITE))
 	$(if $(filter two-nodes,$(PARTS)),cd test && GO="$(GO)" $(GO) run ./conformance/run -bin $(CURDIR)/bin -nodes 2 -procs 1 -list conformance/lists/two-nodes.txt)
 

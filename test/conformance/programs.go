@@ -41,3 +41,12 @@ func HelmPrograms() []upstream.Program {
 func OperatorPrograms() []upstream.Program {
 	return []upstream.Program{{Name: "operator", Package: "."}}
 }
+
+// GatewayPrograms are the Gateway API's conformance suite and the program behind its Services, as the module in gatewayapi
+// pins them.
+func GatewayPrograms() []upstream.Program {
+	return []upstream.Program{
+		{Name: "suite.test", Package: ".", Test: true},
+		{Name: "echo-basic", Package: "sigs.k8s.io/gateway-api/conformance/echo-basic"},
+	}
+}

@@ -83,6 +83,22 @@ func (c *Cluster) LoadSuiteImages(ctx context.Context, registry *Registry, from 
 	return nil
 }
 
+// LoadGatewayImages gives the node stand-ins for the images of the Gateway API's suite: the suite's own program behind
+// Services, built from source, and one that does nothing in place of the DNS server that its tests of UDP ask.
+func (c *Cluster) LoadGatewayImages(ctx context.Context, echo string) error {
+	const registry = "registry.k8s.io/"
+	for _, i := range []image{
+		{names: []string{registry + "gateway-api/echo-basic:v1.5.1", registry + "gateway-api/echo-basic:v1.6.0-dev.3"},
+			files: []file{{path: "echo-basic", source: echo, mode: 0o755}}, entrypoint: []string{"/echo-basic"}},
+		{names: []string{registry + "coredns/coredns:v1.12.2"}, entrypoint: []string{"sh", "-c", "while sleep 3600; do :; done"}},
+	} {
+		if err := c.load(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func suiteImages(core string, from SuiteFiles) []image {
 	registry := core + testImages
 	program := func(path, name string) file {
