@@ -93,3 +93,16 @@ func TestRouteLimits(t *testing.T) {
 		t.Errorf("counts of a route that is gone: %+v", s)
 	}
 }
+
+// TestUnknownMethod: a call of gRPC that fits no route is not implemented here, which a client must not try again.
+func TestUnknownMethod(t *testing.T) {
+	r := start(t, func(table *gateway.Table) { clear(table.Routes) }, backend(t, echo))
+	response, err := http.Post("http://"+r.at+"/echo.Echo/Say", "application/grpc", strings.NewReader(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read(t, response)
+	if got := response.Header.Get("Grpc-Status"); response.StatusCode != 200 || got != "12" {
+		t.Errorf("%s with status %q of gRPC", response.Status, got)
+	}
+}

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -71,13 +72,17 @@ func (c *compiler) reset(before map[string]bool) {
 // publish puts rules into the table, once for each place.
 func (c *compiler) publish(owner string, rules []gateway.Route, places []place, created int64, annotations map[string]string) {
 	var out []gateway.Route
-	limited, err := limits(annotations)
-	if err != nil && len(places) > 0 {
+	limited, limitErr := limits(annotations)
+	again, retryErr := retry(annotations)
+	if err := errors.Join(limitErr, retryErr); err != nil && len(places) > 0 {
 		c.out.Wrong = append(c.out.Wrong, owner+": "+err.Error())
 	}
 	for _, p := range places {
 		for _, r := range rules {
 			r.Limits = limited
+			if r.Retry == nil {
+				r.Retry = again
+			}
 			r.Listeners, r.Hosts = strings.Split(p.listener, " "), p.hosts
 			r.Created, r.Index = created, len(out)
 			r.NoAccessLog = annotations[AnnotationAccessLog] == "off"

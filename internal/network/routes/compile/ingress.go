@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"errors"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -58,12 +59,13 @@ func (c *compiler) ours(in *networkingv1.Ingress) bool {
 
 func (c *compiler) ingress(key Key, in *networkingv1.Ingress) {
 	var out []gateway.Route
-	limited, err := limits(in.Annotations)
-	if err != nil {
+	limited, limitErr := limits(in.Annotations)
+	again, retryErr := retry(in.Annotations)
+	if err := errors.Join(limitErr, retryErr); err != nil {
 		c.out.Wrong = append(c.out.Wrong, "Ingress/"+key.String()+": "+err.Error())
 	}
 	add := func(r gateway.Route) {
-		r.Limits = limited
+		r.Limits, r.Retry = limited, again
 		r.Created, r.Index = in.CreationTimestamp.UnixNano(), len(out)
 		r.NoAccessLog = in.Annotations[AnnotationAccessLog] == "off"
 		if in.Annotations[AnnotationRedirect] == "https" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -47,6 +48,49 @@ func limits(annotations map[string]string) (*gateway.RouteLimits, error) {
 		return nil, errors.Join(errs...)
 	}
 	return &out, errors.Join(errs...)
+}
+
+// maxBackoff bounds the wait between tries.
+const maxBackoff = time.Minute
+
+// retry reads AnnotationRetry; nil if there is none. What cannot be read is told and left out.
+func retry(annotations map[string]string) (*gateway.Retry, error) {
+	text := annotations[AnnotationRetry]
+	if text == "" {
+		return nil, nil //nolint:nilnil // no retries is no error
+	}
+	out := &gateway.Retry{}
+	for part := range strings.SplitSeq(text, ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		var err error
+		switch name {
+		case "attempts":
+			if out.Attempts, err = strconv.Atoi(value); out.Attempts < 1 || out.Attempts > 10 {
+				err = errors.New("attempts are 1 to 10")
+			}
+		case "codes":
+			for code := range strings.FieldsSeq(value) {
+				n, parseErr := strconv.Atoi(code)
+				if parseErr != nil || n < 400 || n > 599 {
+					err = errors.New("codes are 400 to 599")
+				}
+				out.Codes = append(out.Codes, n)
+			}
+		case "backoff":
+			if out.Backoff, err = time.ParseDuration(value); err == nil && (out.Backoff < 0 || out.Backoff > maxBackoff) {
+				err = fmt.Errorf("the backoff is at most %v", maxBackoff)
+			}
+		default:
+			err = fmt.Errorf("there is no %q", name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("annotation %s: want attempts=3,codes=502 503,backoff=100ms, not %q: %w", AnnotationRetry, text, err)
+		}
+	}
+	if out.Attempts == 0 || len(out.Codes) == 0 {
+		return nil, fmt.Errorf("annotation %s: %q has no attempts or no codes", AnnotationRetry, text)
+	}
+	return out, nil
 }
 
 // parseRate reads "20/s", "600/m" or "20/s,burst=50". Without a burst it is what a second has, at least one.

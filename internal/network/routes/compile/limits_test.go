@@ -1,7 +1,9 @@
 package compile
 
 import (
+	"reflect"
 	"testing"
+	"time"
 
 	"gantry.dev/gantry/internal/network/gateway"
 )
@@ -35,5 +37,22 @@ func TestLimits(t *testing.T) {
 				t.Errorf("got %+v, want %+v", got, tc.want)
 			}
 		})
+	}
+}
+
+func TestRetry(t *testing.T) {
+	for text, want := range map[string]*gateway.Retry{
+		"":                                     nil,
+		"attempts=3,codes=502 503":             {Attempts: 3, Codes: []int{502, 503}},
+		"attempts=1, codes=500, backoff=100ms": {Attempts: 1, Codes: []int{500}, Backoff: 100 * time.Millisecond},
+	} {
+		if got, err := retry(map[string]string{AnnotationRetry: text}); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"3", "attempts=3", "codes=500", "attempts=11,codes=500", "attempts=1,codes=200", "attempts=1,codes=500,backoff=1h", "tries=3,codes=500"} {
+		if got, err := retry(map[string]string{AnnotationRetry: text}); err == nil || got != nil {
+			t.Errorf("%q: %+v, no error", text, got)
+		}
 	}
 }

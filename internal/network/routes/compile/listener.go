@@ -245,6 +245,10 @@ func (c *compiler) gatewayStatus(key Key) {
 	accepted := condition(string(gatewayv1.GatewayConditionAccepted), nil, string(gatewayv1.GatewayReasonAccepted), "Gantry serves this Gateway.")
 	programmed := condition(string(gatewayv1.GatewayConditionProgrammed), nil, string(gatewayv1.GatewayReasonProgrammed), "Every node serves this Gateway.")
 	switch {
+	case gw.Spec.Infrastructure != nil && gw.Spec.Infrastructure.ParametersRef != nil:
+		const why = "this class of Gateways takes no parameters"
+		accepted = condition(accepted.Type, problemf(gatewayv1.GatewayReasonInvalidParameters, why), "", "")
+		programmed = condition(programmed.Type, problemf(gatewayv1.GatewayReasonInvalid, why), "", "")
 	case wrongAddress != nil && wrongAddress.reason == string(gatewayv1.GatewayReasonUnsupportedAddress):
 		accepted = condition(accepted.Type, wrongAddress, "", "")
 		programmed = condition(programmed.Type, problemf(gatewayv1.GatewayReasonInvalid, "%s", wrongAddress.message), "", "")

@@ -42,6 +42,9 @@ const (
 	AnnotationMaxRequests = "gateway.gantry.dev/max-requests"
 	// AnnotationRate on a route or an Ingress is how many requests a client may do, as "20/s", "600/m" or "20/s,burst=50".
 	AnnotationRate = "gateway.gantry.dev/rate"
+	// AnnotationRetry on a route or an Ingress is which answers are tried again, as "attempts=3,codes=502 503,backoff=100ms":
+	// the field "retry" of HTTPRoutes is not in the standard channel.
+	AnnotationRetry = "gateway.gantry.dev/retry"
 	// AnnotationHold on a Service is for how long requests wait while it has no endpoint.
 	AnnotationHold = "gateway.gantry.dev/hold"
 	// AnnotationWake is set on a Service while requests wait for it.
