@@ -324,6 +324,12 @@ func onOneNode(pv *corev1.PersistentVolume) bool {
 // lookUpCutOff reads the pod's claims and says what becomes of it. A sandbox with the stock shim cannot be fenced.
 func (w *worker) lookUpCutOff(ctx context.Context, pod *corev1.Pod, handler string) (cutOff, error) {
 	a := w.agent
+	switch value := pod.Annotations[annotationCutOff]; value {
+	case "", "keep", "stop", "fence":
+	default:
+		a.events.pod(pod, corev1.EventTypeWarning, "UnknownWhenCutOff",
+			fmt.Sprintf("The annotation %s is %q, which is none of keep, stop and fence: it is ignored.", annotationCutOff, value))
+	}
 	if a.fence.held == nil || handler != "" {
 		return cutOffKeep, nil
 	}

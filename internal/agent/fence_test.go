@@ -222,6 +222,43 @@ func TestStopWhenCutOff(t *testing.T) {
 	})
 }
 
+// What a workload declares wins over what it would get: a pod of a StatefulSet that is kept runs on, also over a restart of the
+// agent, and says nothing of fences; one of none that is fenced says so and ends. A word that means nothing is told.
+func TestDeclaredWhenCutOff(t *testing.T) {
+	beating(t, true, func(r *rig, h *hearer) {
+		declared := func(name, value string, pod *corev1.Pod) {
+			pod.Annotations = map[string]string{annotationCutOff: value}
+			pod.Spec.Containers[0].Name = name
+			r.create(pod)
+		}
+		declared("kept", "keep", statefulPod("kept"))
+		declared("fenced", "fence", newPod("fenced"))
+		declared("odd", "later", newPod("odd"))
+		r.sleep(2 * time.Second)
+		for name, want := range map[string]corev1.ConditionStatus{"kept": "missing", "fenced": corev1.ConditionTrue, "odd": "missing"} {
+			if got := condition(r.pod(name), heartbeat.ConditionFenced); got != want {
+				t.Errorf("condition %s of %s is %s, want %s", heartbeat.ConditionFenced, name, got, want)
+			}
+		}
+		r.hasEvent("odd", "UnknownWhenCutOff: ")
+		h.set(true, true)
+		r.sleep(5 * time.Second)
+		r.restart()
+		r.sleep(time.Hour)
+		if !r.running("kept") || r.running("fenced") || !r.running("odd") {
+			t.Errorf("after an hour kept runs: %t, fenced: %t, odd: %t; want true, false, true", r.running("kept"), r.running("fenced"), r.running("odd"))
+		}
+		if n := r.container("kept").Attempt; n != 0 {
+			t.Errorf("the kept pod was restarted %d times", n)
+		}
+		h.set(false, true)
+		r.sleep(30 * time.Second)
+		if s := r.pod("fenced").Status; s.Phase != corev1.PodFailed || s.Reason != "Fenced" {
+			t.Errorf("the fenced pod is %s, %s; want Failed, Fenced", s.Phase, s.Reason)
+		}
+	})
+}
+
 func TestPlanCutOff(t *testing.T) {
 	here := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
 		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{
