@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,6 +61,9 @@ func (a *app) upCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := joining.find(a.getenv(tokenVariable)); err != nil {
+			return err
+		}
 		request, err := joining.request()
 		if err != nil {
 			return err
@@ -69,6 +73,9 @@ func (a *app) upCommand() *cobra.Command {
 		}
 		if err := checkMachine(c, "gantry up"); err != nil {
 			return err
+		}
+		if cmd.Flags().Changed("token") {
+			return a.hideToken(joining.token)
 		}
 		switch {
 		case service && c.Detach:
@@ -81,6 +88,16 @@ func (a *app) upCommand() *cobra.Command {
 		return a.upHere(cmd.Context(), c, request)
 	}
 	return cmd
+}
+
+// hideToken begins this command again with the token where only root reads it: a command line is everybody's.
+func (a *app) hideToken(token string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	args := append([]string{os.Args[0]}, withoutToken(a.env.Args)...)
+	return a.become(self, args, setEnv(slices.Clone(a.env.Environ), tokenVariable, token))
 }
 
 // checkMachine is what can be checked before anything is changed.

@@ -340,7 +340,10 @@ func (a *app) nodeRemove(ctx context.Context, c client.Client, name string, forc
 		return err
 	}
 	// Its certificates end first: else it would register again.
-	at := time.Now()
+	at, err := serverTime(ctx, c)
+	if err != nil {
+		return deploy.Reached("ask for the time", err)
+	}
 	if err := noteRemoved(ctx, c, name, at); err != nil {
 		return deploy.Reached("end the node's certificates", err)
 	}
@@ -348,8 +351,18 @@ func (a *app) nodeRemove(ctx context.Context, c client.Client, name string, forc
 		return deploy.Reached("remove the node", err)
 	}
 	// Certificates count in seconds: one that the machine gets from now on must be of a later one.
-	lifecycle.Pause(ctx, time.Until(at.Truncate(time.Second).Add(time.Second)))
+	lifecycle.Pause(ctx, time.Second)
 	return a.printf("%s is removed; \"gantry down --purge\" on the machine removes what is left there\n", name)
+}
+
+// serverTime is the cluster's time in whole seconds: this machine's clock may be wrong. It is that of an object which is not
+// made.
+func serverTime(ctx context.Context, c client.Client) (time.Time, error) {
+	probe := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: join.SettingsNamespace, GenerateName: "gantry-time-"}}
+	if err := c.Create(ctx, probe, client.DryRunAll); err != nil {
+		return time.Time{}, err
+	}
+	return probe.CreationTimestamp.Time, nil
 }
 
 // noteRemoved writes down when a node was removed.

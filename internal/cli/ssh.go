@@ -57,7 +57,7 @@ const sshVariable = "GANTRY_SSH_COMMAND"
 // settings is the environment as settings read it.
 func (a *app) settings() []string {
 	return slices.DeleteFunc(slices.Clone(a.env.Environ), func(entry string) bool {
-		return strings.HasPrefix(entry, sshVariable+"=") || strings.HasPrefix(entry, recoveryKeyVariable+"=")
+		return strings.HasPrefix(entry, sshVariable+"=") || strings.HasPrefix(entry, recoveryKeyVariable+"=") || strings.HasPrefix(entry, tokenVariable+"=")
 	})
 }
 

@@ -87,7 +87,13 @@ func (m *machines) token(t *testing.T, server int, flags ...string) (address, to
 func (m *machines) join(t *testing.T, server, i int) string {
 	t.Helper()
 	address, token := m.token(t, server)
-	return m.node[i].up(t, "--join", address, "--token", token)
+	steps := m.node[i].up(t, "--join", address, "--token", token)
+	for pid, cmdline := range m.node[i].processes() {
+		if strings.Contains(cmdline, token) {
+			t.Errorf("process %d shows the token: %s", pid, cmdline)
+		}
+	}
+	return steps
 }
 
 // cut takes the link of machine i away, both ways; nobody's addresses or routes change.
