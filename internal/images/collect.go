@@ -24,6 +24,8 @@ type Keep struct {
 	Tags map[string]map[string]bool
 	// Projects are those that there are; nil is any. Those of others keep nothing.
 	Projects map[string]bool
+	// Manifests are all in use: another server decides which are not. What it removed is removed here when it is heard of.
+	Manifests bool
 	// Grace is how long what nobody refers to stays; it must be longer than a push takes.
 	Grace time.Duration
 	// Uploads is how long an upload may rest before it counts as given up.
@@ -45,6 +47,9 @@ func (s *Store) Collect(keep Keep) (Collected, error) {
 	var done Collected
 	if err := s.collectUploads(keep, &done); err != nil {
 		return done, fmt.Errorf("collect uploads: %w", err)
+	}
+	if err := s.forget(); err != nil {
+		return done, fmt.Errorf("forget what was removed: %w", err)
 	}
 	repos, err := s.Repositories()
 	if err != nil {
@@ -129,7 +134,7 @@ func (s *Store) collectRepository(repo Repository, keep Keep, done *Collected) e
 		if live[m.Digest] {
 			continue
 		}
-		if err := s.deleteManifestLocked(repo, m); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := s.deleteManifestLocked(repo, m, m.Pushed); err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 		done.Manifests++
@@ -146,7 +151,7 @@ func (s *Store) collectRepository(repo Repository, keep Keep, done *Collected) e
 func (s *Store) roots(repo Repository, keep Keep, manifests []Manifest) (map[digest.Digest]bool, error) {
 	roots := map[digest.Digest]bool{}
 	for _, m := range manifests {
-		if !s.old(s.mark(repo, manifestMarks, markName(m.Digest)), keep.Grace) {
+		if keep.Manifests || !s.old(s.mark(repo, manifestMarks, markName(m.Digest)), keep.Grace) {
 			roots[m.Digest] = true
 		}
 	}

@@ -67,9 +67,17 @@ func TestCollect(t *testing.T) {
 		t.Errorf("tags %v", tags)
 	}
 	f.now = f.now.Add(2 * day)
-	f.collect(func(k *Keep) { keep(k); k.Projects = map[string]bool{"other": true} })
+	other := func(k *Keep) { keep(k); k.Projects = map[string]bool{"other": true} }
+	f.collect(other)
+	for _, file := range f.files() {
+		if !strings.Contains(file, "/gone/") { // what says that it is gone
+			t.Errorf("a project is gone, its file is not: %s", file)
+		}
+	}
+	f.now = f.now.Add(goneFor)
+	f.collect(other)
 	if files := f.files(); len(files) != 0 {
-		t.Errorf("a project is gone, its files are not: %v", files)
+		t.Errorf("what is remembered for a month is so for longer: %v", files)
 	}
 }
 

@@ -32,7 +32,12 @@ type CollectorOptions struct {
 	Grace    time.Duration // how long an image without a tag stays that nothing uses; default 24h
 	Uploads  time.Duration // how long an upload may rest; default 24h
 	Every    time.Duration // default 1h; a disk that is too full is looked after at once
-	Logger   *slog.Logger
+	// Leads says whether this server decides from time to time which images go; others remove only content that is left of
+	// none. nil: it does.
+	Leads func() bool
+	// Sync waits until Reader knows what any server has acknowledged. nil: it does always.
+	Sync   func(context.Context) error
+	Logger *slog.Logger
 }
 
 // fullGrace is the grace while the disk is too full to push: longer than a push takes.
@@ -78,7 +83,7 @@ func (c *Collector) Run(ctx context.Context) error {
 			continue
 		}
 		last = time.Now()
-		if done, err := c.Collect(ctx, grace); err != nil && ctx.Err() == nil {
+		if done, err := c.collect(ctx, grace, c.opts.Leads == nil || c.opts.Leads()); err != nil && ctx.Err() == nil {
 			c.log.Warn("collecting images that nothing uses", "error", err)
 		} else if done != (Collected{}) {
 			c.log.Info("collected images that nothing uses", "manifests", done.Manifests, "blobs", done.Blobs, "uploads", done.Uploads, "bytes", done.Bytes)
@@ -89,11 +94,21 @@ func (c *Collector) Run(ctx context.Context) error {
 
 // Collect collects once. Where the API cannot be read, nothing is removed.
 func (c *Collector) Collect(ctx context.Context, grace time.Duration) (Collected, error) {
+	return c.collect(ctx, grace, true)
+}
+
+func (c *Collector) collect(ctx context.Context, grace time.Duration, manifests bool) (Collected, error) {
+	if c.opts.Sync != nil { // what an old view of the cluster does not use may be in use
+		if err := c.opts.Sync(ctx); err != nil {
+			return Collected{}, fmt.Errorf("ask what is in use: %w", err)
+		}
+	}
 	keep, err := c.keep(ctx)
 	if err != nil {
 		return Collected{}, err
 	}
 	keep.Grace, keep.Uploads = grace, c.opts.Uploads
+	keep.Manifests = !manifests
 	return c.opts.Store.Collect(keep)
 }
 

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,9 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, at route) *distEr
 		// Who asks and may push will not send what is there: it must stay for a while.
 		keep := h.opts.Allowed(r, Need{VerbCreate, at.repo.Project, at.repo.App})
 		size, err := h.store.StatBlob(at.repo, d, keep)
+		if isNotFound(err) && !keep && h.opts.Replica.Fetch(r.Context(), at.repo, d) {
+			size, err = h.store.StatBlob(at.repo, d, keep)
+		}
 		if err != nil {
 			return unknown
 		}
@@ -38,6 +42,9 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, at route) *distEr
 		return nil
 	case http.MethodGet:
 		blob, err := h.store.OpenBlob(at.repo, d)
+		if isNotFound(err) && h.opts.Replica.Fetch(r.Context(), at.repo, d) {
+			blob, err = h.store.OpenBlob(at.repo, d)
+		}
 		if isNotFound(err) {
 			return unknown
 		}
@@ -122,6 +129,9 @@ func (h *Handler) beginUpload(w http.ResponseWriter, r *http.Request, repo Repos
 		from, err := ParseRepository(query.Get("from"))
 		if err == nil && h.opts.Allowed(r, Need{VerbGet, from.Project, from.App}) {
 			err := h.store.Mount(repo, from, d)
+			if isNotFound(err) && h.opts.Replica.Fetch(r.Context(), from, d) {
+				err = h.store.Mount(repo, from, d)
+			}
 			if err == nil {
 				return created(w, "/v2/"+repo.Name+"/blobs/"+d.String(), d)
 			}
@@ -140,6 +150,7 @@ func (h *Handler) beginUpload(w http.ResponseWriter, r *http.Request, repo Repos
 		if err := h.store.PutBlob(r.Context(), repo, d, r.ContentLength, body); err != nil {
 			return h.failed(r, err)
 		}
+		h.opts.Replica.Offer(r.Context(), repo, d)
 		return created(w, "/v2/"+repo.Name+"/blobs/"+d.String(), d)
 	}
 	id, err := h.store.BeginUpload(repo, 0)
@@ -207,6 +218,7 @@ func (h *Handler) upload(w http.ResponseWriter, r *http.Request, at route) *dist
 		if err := h.store.CommitUpload(r.Context(), at.repo, at.name, d, offset, r.ContentLength, body); err != nil {
 			return fail(err)
 		}
+		h.opts.Replica.Offer(r.Context(), at.repo, d)
 		return created(w, "/v2/"+at.repo.Name+"/blobs/"+d.String(), d)
 	}
 	size, err := h.store.Append(r.Context(), at.repo, at.name, offset, r.ContentLength, body)
@@ -257,11 +269,15 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, at route) *di
 	case http.MethodPut:
 		return h.putManifest(w, r, at.repo, tag, d)
 	case http.MethodDelete:
+		h.opts.Replica.Fresh(r.Context(), at.repo) // what is to go may not be here yet
 		err := error(nil)
 		if tag != "" {
 			err = h.store.DeleteTag(at.repo, tag)
 		} else {
 			err = h.store.DeleteManifest(at.repo, d)
+		}
+		if err == nil {
+			err = h.opts.Replica.Changed(r.Context(), at.repo)
 		}
 		if err != nil {
 			return h.manifestFailed(r, at, err)
@@ -273,6 +289,7 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, at route) *di
 		return unsupported()
 	}
 	if tag != "" {
+		h.opts.Replica.Fresh(r.Context(), at.repo)
 		found, err := h.store.Resolve(at.repo, tag)
 		if err != nil {
 			return h.manifestFailed(r, at, err)
@@ -280,6 +297,9 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, at route) *di
 		d = found
 	}
 	m, err := h.store.GetManifest(at.repo, d)
+	if isNotFound(err) && h.opts.Replica.Fetch(r.Context(), at.repo, d) {
+		m, err = h.store.GetManifest(at.repo, d)
+	}
 	if err != nil {
 		return h.manifestFailed(r, at, err)
 	}
@@ -321,7 +341,7 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, repo Repos
 		return tooLarge
 	}
 	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	m, err := h.store.PutManifest(r.Context(), repo, tag, want, strings.TrimSpace(mediaType), data)
+	m, err := h.takeIn(r.Context(), repo, tag, want, strings.TrimSpace(mediaType), data)
 	if err != nil {
 		return h.failed(r, err)
 	}
@@ -329,4 +349,22 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, repo Repos
 		w.Header().Set("OCI-Subject", m.Subject.String())
 	}
 	return created(w, "/v2/"+repo.Name+"/manifests/"+m.Digest.String(), m.Digest)
+}
+
+// takeIn stores a manifest, here and on most of the other servers. Parts of it may have been pushed to another one.
+func (h *Handler) takeIn(ctx context.Context, repo Repository, tag string, want digest.Digest, mediaType string, data []byte) (Manifest, error) {
+	if tag != "" {
+		h.opts.Replica.Fresh(ctx, repo) // so that this tag is newer than any other server's
+	}
+	for last := digest.Digest(""); ; {
+		m, err := h.store.PutManifest(ctx, repo, tag, want, mediaType, data)
+		if missing, ok := errors.AsType[*MissingError](err); ok && missing.Digest != last && h.opts.Replica.Fetch(ctx, repo, missing.Digest) {
+			last = missing.Digest
+			continue
+		}
+		if err == nil {
+			err = h.opts.Replica.Changed(ctx, repo)
+		}
+		return m, err
+	}
 }

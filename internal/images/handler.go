@@ -23,6 +23,8 @@ type Options struct {
 	Allowed func(r *http.Request, need Need) bool
 	// Project says whether a project exists: nobody pushes to one that does not. nil: every one does.
 	Project func(ctx context.Context, name string) (bool, error)
+	// Replica keeps the registries of other servers the same; nil: there are none.
+	Replica *Replica
 	// MaxWrites bounds the uploads and manifests that are taken in at once; default 64.
 	MaxWrites int
 	// Stall is how long a client may neither send nor take a byte; default one minute.
@@ -268,6 +270,8 @@ func (h *Handler) failed(r *http.Request, err error) *distError {
 		return &distError{http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", err.Error(), nil}
 	case errors.Is(err, ErrBusy):
 		return &distError{http.StatusConflict, "BLOB_UPLOAD_INVALID", err.Error(), nil}
+	case errors.Is(err, ErrNotReplicated):
+		return &distError{http.StatusServiceUnavailable, "UNAVAILABLE", err.Error(), nil}
 	case errors.Is(err, ErrNoSpace):
 		return &distError{http.StatusInsufficientStorage, "DENIED", err.Error(), nil}
 	case r.Context().Err() != nil:

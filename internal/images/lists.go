@@ -77,6 +77,7 @@ func nameUnknown(repo Repository) *distError {
 }
 
 func (h *Handler) tags(w http.ResponseWriter, r *http.Request, repo Repository) *distError {
+	h.opts.Replica.Fresh(r.Context(), repo)
 	list, err := h.store.Tags(repo)
 	if err != nil {
 		return h.failed(r, err)

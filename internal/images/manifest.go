@@ -141,7 +141,7 @@ func (s *Store) PutManifest(ctx context.Context, repo Repository, tag string, wa
 			return Manifest{}, fmt.Errorf("manifest: %w: what came is %s, not %s", ErrDigest, d, want)
 		}
 	}
-	m := Manifest{MediaType: doc.MediaType, Digest: d, Size: int64(len(data)), Pushed: s.opts.Now().UTC(), Data: data}
+	m := Manifest{MediaType: doc.MediaType, Digest: d, Size: int64(len(data)), Data: data}
 	if doc.Subject != nil {
 		m.Subject = doc.Subject.Digest
 	}
@@ -150,23 +150,36 @@ func (s *Store) PutManifest(ctx context.Context, repo Repository, tag string, wa
 	}
 	s.marks.RLock()
 	defer s.marks.RUnlock()
-	if err := s.missing(repo, doc); err != nil {
-		return Manifest{}, err
-	}
-	if doc.Subject != nil { // first: a referrer that is listed and not there is left out of lists
-		if err := s.putMark(s.mark(repo, referrerMarks, markName(doc.Subject.Digest), markName(d)), nil); err != nil {
-			return Manifest{}, err
-		}
-	}
-	if err := s.putJSON(s.mark(repo, manifestMarks, markName(d)), m); err != nil {
+	s.tagging.Lock()
+	defer s.tagging.Unlock()
+	m.Pushed = s.stamp(s.gone(repo, manifestMarks, markName(d)))
+	if err := s.writeManifest(repo, m, doc); err != nil {
 		return Manifest{}, err
 	}
 	if tag != "" {
-		if err := s.putJSON(s.mark(repo, tagMarks, tag), tagFile{d, m.Pushed}); err != nil {
+		var there tagFile
+		_ = readJSON(s.mark(repo, tagMarks, tag), &there) // zero where there is none
+		at := s.stamp(m.Pushed, there.Set, s.gone(repo, tagMarks, tag))
+		if err := s.putJSON(s.mark(repo, tagMarks, tag), tagFile{d, at}); err != nil {
 			return Manifest{}, err
 		}
 	}
+	s.changes.Add(1)
 	return m, nil
+}
+
+// writeManifest makes the marks of a manifest whose bytes are here. s.marks is held for reading.
+func (s *Store) writeManifest(repo Repository, m Manifest, doc *document) error {
+	if err := s.missing(repo, doc); err != nil {
+		return err
+	}
+	if doc.Subject != nil { // first: a referrer that is listed and not there is left out of lists
+		if err := s.putMark(s.mark(repo, referrerMarks, markName(doc.Subject.Digest), markName(m.Digest)), nil); err != nil {
+			return err
+		}
+	}
+	defer s.changes.Add(1)
+	return s.putJSON(s.mark(repo, manifestMarks, markName(m.Digest)), m)
 }
 
 // missing says what a manifest refers to that the repository cannot serve. What is there counts as new, so that it stays
@@ -234,17 +247,25 @@ func (s *Store) DeleteManifest(repo Repository, d digest.Digest) error {
 	}
 	s.marks.Lock()
 	defer s.marks.Unlock()
-	return s.deleteManifestLocked(repo, m)
+	return s.deleteManifestLocked(repo, m, s.stamp(m.Pushed))
 }
 
-// deleteManifestLocked removes tags first: one that means nothing must never be seen. s.marks is held for writing.
-func (s *Store) deleteManifestLocked(repo Repository, m Manifest) error {
+// deleteManifestLocked removes a manifest that was pushed until at. Tags go first: one that means nothing must never be seen.
+// s.marks is held for writing.
+func (s *Store) deleteManifestLocked(repo Repository, m Manifest, at time.Time) error {
+	defer s.changes.Add(1)
+	if err := s.remember(repo, manifestMarks, markName(m.Digest), at); err != nil {
+		return err
+	}
 	tags, err := s.tagsOf(repo)
 	if err != nil {
 		return err
 	}
 	for tag, file := range tags {
 		if file.Digest == m.Digest {
+			if err := s.remember(repo, tagMarks, tag, file.Set); err != nil {
+				return err
+			}
 			if err := removeDurably(s.mark(repo, tagMarks, tag)); err != nil && !errors.Is(err, ErrNotFound) {
 				return fmt.Errorf("remove tag: %w", err)
 			}
@@ -270,6 +291,13 @@ func (s *Store) deleteManifestLocked(repo Repository, m Manifest) error {
 func (s *Store) DeleteTag(repo Repository, tag string) error {
 	s.marks.Lock()
 	defer s.marks.Unlock()
+	var file tagFile
+	if err := readJSON(s.mark(repo, tagMarks, tag), &file); err != nil {
+		return fmt.Errorf("%s:%s: %w", repo.Name, tag, err)
+	}
+	if err := s.remember(repo, tagMarks, tag, s.stamp(file.Set)); err != nil {
+		return err
+	}
 	if err := removeDurably(s.mark(repo, tagMarks, tag)); err != nil {
 		return fmt.Errorf("%s:%s: %w", repo.Name, tag, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -49,6 +50,10 @@ type Store struct {
 
 	// marks is held for reading while something comes to be referenced, for writing while what is not referenced goes.
 	marks sync.RWMutex
+	// tagging is held while a tag is compared with a newer one, inside marks.
+	tagging sync.Mutex
+	// changes counts those that other servers must hear of.
+	changes atomic.Uint64
 
 	mu      sync.Mutex // guards the field below
 	uploads map[string]*upload

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -66,6 +67,7 @@ type ControlPlaneOptions struct {
 	Tolerations    *config.Tolerations                       // of pods that say nothing; nil: config.DefaultTolerations
 	Peer           *store.Peer                               // how other servers reach this one's store; nil: it stays alone
 	Join           []store.Member                            // the servers to join, if EtcdDir has no data
+	ServerTLS      func() *tls.Config                        // towards other servers, as one; nil: images stay on this one
 	Bundle         func() (map[string]bundleFile, error)     // what further servers are given; nil: there can be none
 	Logger         *slog.Logger
 	Tick           time.Duration // of etcd, see store.Options
@@ -108,7 +110,9 @@ type ControlPlane struct {
 	scheduler  atomic.Pointer[scheduler.Scheduler] // nil with NoScheduler, and while another server leads
 	placing    *scheduler.Metrics                  // of the schedulers of all terms
 	metrics    *prometheus.Registry
-	images     *images.Store     // nil: no registry
+	images     *images.Store   // nil: no registry
+	replica    *images.Replica // nil as images is
+	servers    *otherServers
 	collector  *images.Collector // set before controlled is closed; nil without registry
 	heartbeats *nodecontroller.Heartbeats
 	serving    chan struct{} // closed when requests are answered
@@ -152,6 +156,7 @@ func NewControlPlane(ctx context.Context, opts ControlPlaneOptions) (*ControlPla
 		serving: make(chan struct{}), ready: make(chan struct{}), controlled: make(chan struct{}), gatewayServed: make(chan struct{}),
 		platform: make(chan struct{}),
 	}
+	cp.servers = &otherServers{cp: cp}
 	if cp.heartbeats, err = nodecontroller.NewHeartbeats(nodecontroller.HeartbeatOptions{}); err != nil {
 		return nil, err
 	}
@@ -292,7 +297,7 @@ func closed(ch <-chan struct{}, otherwise string) func(context.Context) error {
 
 // Handler is the API.
 func (cp *ControlPlane) Handler() http.Handler {
-	return cp.withHeartbeats(cp.withBackup(cp.withServers(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler))))))
+	return cp.withHeartbeats(cp.withBackup(cp.withServers(cp.withImageReplicas(cp.withGit(cp.withBuildLogs(cp.withAppLogs(cp.handler)))))))
 }
 
 // Serving is closed when requests are answered.

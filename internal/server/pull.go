@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,7 +37,11 @@ func (cp *ControlPlane) nodeRegistry(nodeName string) *containerd.Registry {
 			if err != nil {
 				return err
 			}
-			return cp.images.Link(ctx, repo, d, target)
+			err = cp.images.Link(ctx, repo, d, target)
+			if errors.Is(err, images.ErrNotFound) && cp.replica.Fetch(ctx, repo, d) {
+				err = cp.images.Link(ctx, repo, d, target)
+			}
+			return err
 		},
 	}
 }

@@ -178,6 +178,7 @@ func (s *imageServer) pushImage(ctx context.Context, image, to string) (cli.Push
 	if err != nil {
 		return cli.Pushed{}, err
 	}
+	s.cluster.replica.Fresh(ctx, ref.Repository)
 	var d digest.Digest
 	for i, file := range files {
 		if !isManifest(file) {
@@ -199,6 +200,9 @@ func (s *imageServer) pushImage(ctx context.Context, image, to string) (cli.Push
 			return cli.Pushed{}, err
 		}
 		d = m.Digest
+	}
+	if err := s.cluster.replica.Changed(ctx, ref.Repository); err != nil {
+		return cli.Pushed{}, err
 	}
 	return pushed(ref, d), nil
 }

@@ -65,12 +65,16 @@ func (cp *ControlPlane) startImages(run func(string, func(context.Context) error
 	if err != nil {
 		return err
 	}
-	collector, err := images.NewCollector(images.CollectorOptions{Store: cp.images, Reader: reader, Logger: cp.opts.Logger})
+	collector, err := images.NewCollector(images.CollectorOptions{
+		Store: cp.images, Reader: reader, Logger: cp.opts.Logger, Sync: cp.store.Sync,
+		Leads: func() bool { leading, _ := cp.store.Leading(); return leading },
+	})
 	if err != nil {
 		return err
 	}
 	cp.collector = collector
 	run("images", collector.Run)
+	run("replicas of images", cp.replica.Run)
 	return nil
 }
 
@@ -109,8 +113,11 @@ func (cp *ControlPlane) newImages() (api.Images, error) {
 	if cp.images, err = images.NewStore(images.StoreOptions{Dir: cp.opts.ImagesDir, Logger: cp.opts.Logger}); err != nil {
 		return nil, err
 	}
+	if err := cp.newReplica(); err != nil {
+		return nil, err
+	}
 	handler, err := images.NewHandler(images.Options{
-		Store: cp.images, Logger: cp.opts.Logger, Project: cp.projectExists,
+		Store: cp.images, Replica: cp.replica, Logger: cp.opts.Logger, Project: cp.projectExists,
 		Allowed: func(r *http.Request, need images.Need) bool {
 			u, ok := request.UserFrom(r.Context())
 			return ok && mayUseImages(r.Context(), localCluster{cp: cp}, u, need)

@@ -120,6 +120,7 @@ func upServer(ctx context.Context, opts UpOptions) error {
 		RuntimeConfig: c.RuntimeConfig, SchedulerFile: c.SchedulerFile, NoLoadBalancer: c.LoadBalancer == config.LoadBalancerNone,
 		Gateway: gatewaySettings(&c),
 		Version: serverVersion(opts.Version), Endpoint: func() netip.AddrPort { return endpoint },
+		ServerTLS:      serverTLS(authority),
 		AgentTransport: agentTransport(authority), FrontProxy: frontProxy(authority), Logger: opts.Logger,
 		ImagesDir: c.Path("registry"), GitDir: c.Path("git"),
 		Backup: &BackupOptions{
@@ -191,6 +192,15 @@ func readiness(tell func()) (ready chan struct{}, onReady func()) {
 func nodeTLS(authority *pki.Authority) func() *tls.Config {
 	return func() *tls.Config {
 		config := authority.ClientTLS(pki.KubeletClient, pki.ClusterCA)
+		config.ServerName = join.ServerName
+		return config
+	}
+}
+
+// serverTLS is for what servers ask each other.
+func serverTLS(authority *pki.Authority) func() *tls.Config {
+	return func() *tls.Config {
+		config := authority.ClientTLS(pki.APIServerKubeletClient, pki.ClusterCA)
 		config.ServerName = join.ServerName
 		return config
 	}
