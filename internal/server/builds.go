@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -35,10 +36,11 @@ const (
 
 // buildsPart runs Builds on this node.
 type buildsPart struct {
-	node       *node
-	user       user.Info
-	engine     *build.Engine
-	controller *build.Controller
+	node   *node
+	user   user.Info
+	engine *build.Engine
+	// controller makes one; it is good for one term.
+	controller func() (*build.Controller, error)
 }
 
 // buildBuilds wires the engine and the controller of builds. Nothing of it is started before a Build is there.
@@ -52,7 +54,12 @@ func (n *node) buildBuilds() error {
 		return err
 	}
 	c := n.opts.config
-	network := &buildNetwork{network: n.network, options: podNetworkOptions(c, firstPodCIDR(c.PodCIDR), n.opts.logger)}
+	network := &buildNetwork{network: n.network, options: podNetworkOptions(c, netip.Prefix{}, n.opts.logger), ranges: func(ctx context.Context) []string {
+		if obj := n.opts.cluster.node(ctx); obj != nil {
+			return obj.Spec.PodCIDRs
+		}
+		return nil
+	}}
 	static, err := n.opts.programs.Path(programs.Static)
 	if err != nil {
 		return err
@@ -74,10 +81,13 @@ func (n *node) buildBuilds() error {
 	if err != nil {
 		return err
 	}
-	controller, err := build.New(reader, informers, build.Options{
-		Builder: engine, Images: n.buildImages, LogDir: c.Path("log", "builds"), DiskDir: c.DataDir,
-		Node: n.opts.identity.Name, Log: n.opts.logger,
-	})
+	controller := func() (*build.Controller, error) {
+		return build.New(reader, informers, build.Options{
+			Builder: engine, Images: n.buildImages, LogDir: c.Path("log", "builds"), DiskDir: c.DataDir,
+			Node: n.opts.identity.Name, Log: n.opts.logger,
+		})
+	}
+	logs, err := controller() // serves those of earlier terms, too
 	if err != nil {
 		return err
 	}
@@ -89,7 +99,7 @@ func (n *node) buildBuilds() error {
 		return freed.Bytes, err
 	}
 	n.builds = &buildsPart{node: n, user: u, engine: engine, controller: controller}
-	n.opts.controlPlane.buildLogs.Store(controller)
+	n.opts.controlPlane.buildLogs.Store(logs)
 	return nil
 }
 
@@ -108,8 +118,50 @@ func (b *buildsPart) Run(ctx context.Context) error {
 		if err := cp.awaitRight(ctx, b.user, v1alpha1.Group, "builds"); err != nil {
 			return err
 		}
-		return b.controller.Run(ctx)
+		return b.lead(ctx)
 	})
+}
+
+// lead runs Builds while this server leads: of several servers one builds, and what it does not finish the next one begins
+// again.
+func (b *buildsPart) lead(ctx context.Context) error {
+	cp := b.node.opts.controlPlane
+	for ctx.Err() == nil {
+		leading, changed := cp.Leading()
+		if !leading {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		controller, err := b.controller()
+		if err != nil {
+			return err
+		}
+		cp.buildLogs.Store(controller)
+		if err := during(ctx, changed, controller.Run); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// during runs f until over is closed.
+func during(ctx context.Context, over <-chan struct{}, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+	group.Go(func() {
+		select {
+		case <-over:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return f(ctx)
 }
 
 // bootstrapBuilds gives the builder its rights.
@@ -213,6 +265,10 @@ func (cp *ControlPlane) withBuildLogs(next http.Handler) http.Handler {
 			http.Error(w, fmt.Sprintf("user %q may not get builds/log of %s in %s", response.User.GetName(), v1alpha1.Group, parts[0]), http.StatusForbidden)
 			return
 		}
+		if other := cp.builtAt(r.Context(), parts[0], parts[2]); other != nil {
+			other.ServeHTTP(w, r)
+			return
+		}
 		logs.ServeLog(w, r, types.NamespacedName{Namespace: parts[0], Name: parts[2]})
 	})
 }
@@ -220,7 +276,8 @@ func (cp *ControlPlane) withBuildLogs(next http.Handler) http.Handler {
 // buildNetwork is a pod's network, kept away from the node and the cluster.
 type buildNetwork struct {
 	network *networkPart
-	options podnet.Options
+	options podnet.Options                 // for the rules alone, which know the cluster's ranges and not the node's
+	ranges  func(context.Context) []string // of this node's pods; a build may be the first
 }
 
 var _ build.Network = (*buildNetwork)(nil)
@@ -230,7 +287,7 @@ const buildNetworkUID = "gantry-build"
 
 // Setup implements build.Network.
 func (b *buildNetwork) Setup(ctx context.Context) (string, error) {
-	path, addrs, err := b.network.Setup(ctx, buildNetworkUID, &corev1.Pod{}, nil)
+	path, addrs, err := b.network.Setup(ctx, buildNetworkUID, &corev1.Pod{}, b.ranges(ctx))
 	if err != nil {
 		return "", err
 	}
