@@ -31,7 +31,7 @@ func run(in io.Reader, out io.Writer) error {
 	var errs []error
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
-		if len(fields) == 2 { // of this repository: no version
+		if len(fields) == 2 || len(fields) == 3 && strings.HasPrefix(fields[0], "gantry.dev/gantry") { // of this repository
 			continue
 		}
 		if len(fields) != 3 {
