@@ -26,11 +26,15 @@ import (
 	"gantry.dev/gantry/internal/container"
 	"gantry.dev/gantry/internal/heartbeat"
 	"gantry.dev/gantry/internal/join"
+	"gantry.dev/gantry/internal/lifecycle"
 	"gantry.dev/gantry/internal/remote"
 )
 
 // labelFleet marks the simulated machines' nodes.
 const labelFleet = "fleet.gantry.dev/simulated"
+
+// joinAttempts is how often a machine tries to join.
+const joinAttempts = 10
 
 // errOff is what a machine's requests meet when it is off.
 var errOff = errors.New("the machine is off")
@@ -65,10 +69,15 @@ func joinMachine(ctx context.Context, i int, dir string, request cluster, log *s
 	}
 	transport := m.servers.Transport(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: request.believed.Pool()})
 	defer transport.CloseIdleConnections()
-	if err := m.keeper.Join(ctx, request.believed, join.API{Transport: transport, Token: request.token.Bootstrap()}); err != nil {
-		return nil, fmt.Errorf("join %s: %w", name, err)
+	for attempt := 1; ; attempt++ { // a person would type the command again
+		err := m.keeper.Join(ctx, request.believed, join.API{Transport: transport, Token: request.token.Bootstrap()})
+		if err == nil {
+			return m, nil
+		}
+		if attempt == joinAttempts || !lifecycle.Pause(ctx, time.Second) {
+			return nil, fmt.Errorf("join %s: %w", name, err)
+		}
 	}
-	return m, nil
 }
 
 // on switches the machine on, with nothing in its memory.

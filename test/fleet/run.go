@@ -30,7 +30,7 @@ import (
 const (
 	namespace   = "fleet"
 	deployments = 10
-	joinHands   = 8
+	joinHands   = 4
 	podRange    = "10.128.0.0/11" // a part for each of 5,000 nodes
 	pollEvery   = 200 * time.Millisecond
 )

@@ -105,29 +105,31 @@ func IP(ctx context.Context, commands ...string) error {
 }
 
 // Dial connects from the machine. The address must be an IP address.
-func (m *Host) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	type outcome struct {
-		conn net.Conn
-		err  error
+func (m *Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	runtime.LockOSThread()
+	own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("find this thread's network namespace: %w", err)
 	}
-	done := make(chan outcome, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		ns, err := unix.Open(m.NS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			done <- outcome{nil, err}
-			return
+	defer func() {
+		// The thread is given back, not ended: the kernel kills what a thread has started when that ends (Pdeathsig).
+		if back := unix.Setns(own, unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, fmt.Errorf("leave the network namespace of %s: %w", m.Name, back))
+		} else {
+			runtime.UnlockOSThread()
 		}
-		defer func() { _ = unix.Close(ns) }()
-		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			done <- outcome{nil, err}
-			return
-		}
-		conn, err := new(net.Dialer).DialContext(ctx, network, address)
-		done <- outcome{conn, err}
+		_ = unix.Close(own)
 	}()
-	out := <-done
-	return out.conn, out.err
+	ns, err := unix.Open(m.NS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the network namespace of %s: %w", m.Name, err)
+	}
+	defer func() { _ = unix.Close(ns) }()
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("enter the network namespace of %s: %w", m.Name, err)
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
 // Reach makes a configuration go to a server on the machine.
