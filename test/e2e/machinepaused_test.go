@@ -132,8 +132,15 @@ func TestMachinePaused(t *testing.T) {
 	})
 	t.Logf("with the taint, what writes to shared storage ran elsewhere after %.1f s", time.Since(begin).Seconds())
 
+	m.goOn(t, victim, other)
+}
+
+// goOn lets the paused machine go on: in the end there is one copy of each on the other one.
+func (m *machines) goOn(t *testing.T, victim, other int) {
+	t.Helper()
+	server, home := m.node[0], m.name(victim)
 	m.signal(victim, syscall.SIGCONT)
-	begin = time.Now()
+	begin := time.Now()
 	eventually(t, "the old copies end", 30*time.Second, func() error {
 		if n := m.count(victim, sharedWriter) + m.count(victim, aloneWriter); n > 0 {
 			return fmt.Errorf("%d run", n)
