@@ -37,7 +37,7 @@ type Options struct {
 	// Sync brings what the client reads up to every write that was acknowledged, by whichever server. It is called before
 	// an owner is held to be gone. nil: the client is never behind.
 	Sync func(context.Context) error
-	Log     *slog.Logger  // default: discard
+	Log  *slog.Logger // default: discard
 }
 
 // Collector is the garbage collector.
