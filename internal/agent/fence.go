@@ -216,7 +216,9 @@ func (f *fence) guard(ctx context.Context, w *worker) error {
 		p = &fencedPod{worker: w, always: kind == cutOffStop}
 		f.pods[w.uid] = p
 	}
-	needed, at := p.always || f.live || f.wanted, f.until
+	// Before a server is heard for the first time nobody knows: the pod may have been given away while this agent did not run.
+	unheard := f.until == 0 && f.agent.opts.Heartbeats != nil
+	needed, at := p.always || f.live || f.wanted || unheard, f.until
 	f.mu.Unlock()
 	if !needed {
 		return nil
