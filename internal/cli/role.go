@@ -65,7 +65,7 @@ func (a *app) changeRole(ctx context.Context, c client.Client, raw *rawClient, n
 	if _, err := getNode(ctx, c, name); err != nil {
 		return err
 	}
-	now, err := raw.role(ctx, name)
+	now, err := raw.firstRole(ctx, name)
 	if err != nil {
 		return deploy.Reached("ask "+name+" for its role", err)
 	}
@@ -148,6 +148,19 @@ func (c *rawClient) hasRole(ctx context.Context, objects client.Client, name str
 		err = errors.New("its node is not ready")
 	}
 	return false, err
+}
+
+// firstRole asks until the machine answers: one that has just joined waits for its certificate.
+func (c *rawClient) firstRole(ctx context.Context, node string) (join.RoleStatus, error) {
+	patience, cancel := context.WithTimeout(ctx, upgradeAnswer)
+	defer cancel()
+	for {
+		status, err := c.role(ctx, node)
+		refused, ok := errors.AsType[*answerError](err)
+		if err == nil || !ok || refused.code < http.StatusInternalServerError || !lifecycle.Pause(patience, upgradePoll) {
+			return status, err
+		}
+	}
 }
 
 func (c *rawClient) role(ctx context.Context, node string) (status join.RoleStatus, err error) {

@@ -102,7 +102,7 @@ func TestServers(t *testing.T) {
 	testShrink(t, m)
 }
 
-// waiters is a pod that keeps connections to the API servers and sends nothing.
+// waiters is a pod that keeps connections to the API servers and sends nothing. One sleeper holds what they would send.
 const waiters = `
 apiVersion: v1
 kind: Pod
@@ -113,7 +113,14 @@ spec:
   containers:
   - name: main
     image: busybox:e2e
-    command: [sh, -c, "for i in $(seq 24); do (sleep 100 | nc $KUBERNETES_SERVICE_HOST 443 >/dev/null; echo ended) & done; sleep 1000"]
+    command:
+    - sh
+    - -c
+    - |
+      busybox mkfifo /silence
+      sleep 1000 >/silence &
+      for i in $(seq 24); do (nc $KUBERNETES_SERVICE_HOST 443 </silence >/dev/null; echo ended) & done
+      sleep 1000
 `
 
 // deadServerIsCut takes the leader's link away. What a pod has of connections to it ends, though nothing says that they are over,
@@ -163,6 +170,17 @@ func (m *machines) leader(t *testing.T, at int) int {
 // testShrink makes servers workers until one is left, while somebody writes all the time.
 func testShrink(t *testing.T, m *machines) {
 	t.Helper()
+	eventually(t, "all three serve after the cut", 20*time.Second, func() error {
+		for _, c := range m.node {
+			if r := c.try(t, "get", "--raw", "/readyz"); r.code != 0 {
+				return fmt.Errorf("readyz: %s", r.stderr)
+			}
+			if n := strings.Count(c.try(t, "get", "nodes", "--no-headers").stdout, " Ready"); n != 3 {
+				return fmt.Errorf("%d nodes are ready", n)
+			}
+		}
+		return nil
+	})
 	stop, done := make(chan struct{}), make(chan error, 1)
 	var written int
 	go func() {
