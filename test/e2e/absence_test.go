@@ -288,23 +288,46 @@ func ask(path, name, want string) func() error {
 	}
 }
 
-// testWholeLog reads the writer's log, where no line may be missing or broken.
-func testWholeLog(t *testing.T, c *cluster, ns string) {
+// openLog opens the files of a container's log, oldest first. One that is rotated meanwhile would be missed: then all are
+// opened anew.
+func openLog(t *testing.T, pattern string) (files []*os.File) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(c.dir, "log", "pods", ns+"_writer_*", "writer", "0.log*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	slices.SortFunc(files, func(a, b string) int { // the newest has no time in its name
-		return cmp.Compare(cmp.Or(strings.TrimPrefix(filepath.Ext(a), ".log"), "z"), cmp.Or(strings.TrimPrefix(filepath.Ext(b), ".log"), "z"))
-	})
-	next, lines := -1, 0
-	for i, path := range files {
-		file, err := os.Open(path)
+	list := func() []string {
+		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = file.Close() }()
+		slices.SortFunc(paths, func(a, b string) int { // the newest has no time in its name
+			return cmp.Compare(cmp.Or(strings.TrimPrefix(filepath.Ext(a), ".log"), "z"), cmp.Or(strings.TrimPrefix(filepath.Ext(b), ".log"), "z"))
+		})
+		return paths
+	}
+	eventually(t, "the log stands still", 10*time.Second, func() error {
+		files = nil
+		paths := list()
+		for _, path := range paths {
+			file, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { _ = file.Close() })
+			files = append(files, file)
+		}
+		if now := list(); !slices.Equal(now, paths) {
+			return fmt.Errorf("%v became %v", paths, now)
+		}
+		return nil
+	})
+	return files
+}
+
+// testWholeLog reads the writer's log, where no line may be missing or broken.
+func testWholeLog(t *testing.T, c *cluster, ns string) {
+	t.Helper()
+	files := openLog(t, filepath.Join(c.dir, "log", "pods", ns+"_writer_*", "writer", "0.log*"))
+	next, lines := -1, 0
+	for i, file := range files {
+		path := file.Name()
 		scanner := bufio.NewScanner(file)
 		for scanner.Scan() {
 			if i == len(files)-1 && len(scanner.Text()) < 1000 {
@@ -326,6 +349,6 @@ func testWholeLog(t *testing.T, c *cluster, ns string) {
 		}
 	}
 	if lines < 5000 {
-		t.Errorf("the log has %d lines in %v, want thousands", lines, files)
+		t.Errorf("the log has %d lines in %d files, want thousands", lines, len(files))
 	}
 }
