@@ -96,12 +96,32 @@ func listNodes(ctx context.Context, c client.Client) ([]nodeRow, error) {
 		if isReady(n) {
 			row.State = "ready"
 		}
+		row.State += pressureOf(n)
 		if n.Spec.Unschedulable {
 			row.State += ", takes no pods"
 		}
 		out = append(out, row)
 	}
 	return out, nil
+}
+
+// pressureOf says what a node is short of: it takes no pods then.
+func pressureOf(n *corev1.Node) string {
+	words := ""
+	for _, c := range n.Status.Conditions {
+		if c.Status != corev1.ConditionTrue {
+			continue
+		}
+		switch c.Type {
+		case corev1.NodeDiskPressure:
+			words += ", disk nearly full"
+		case corev1.NodeMemoryPressure:
+			words += ", memory short"
+		case corev1.NodePIDPressure:
+			words += ", processes short"
+		}
+	}
+	return words
 }
 
 func isReady(n *corev1.Node) bool {

@@ -13,6 +13,7 @@ const (
 	minFreeBytes    = 256 << 20 // below it "gantry up" refuses to start
 	wantFreeBytes   = 2 << 30   // images and logs need room; the node evicts pods when the disk is nearly full
 	wantFreeShare   = 10        // percent of inodes
+	imagesShare     = 15        // percent of the disk: imagefs.available<15%, upstream's default, below which a node takes no pods
 	minMemoryBytes  = 256 << 20
 	wantMemoryBytes = 900 << 20 // a machine of 1 GB shows a little less
 	slowSync        = 10 * time.Millisecond
@@ -142,6 +143,9 @@ func judgeDisk(d Disk) []Check {
 	switch {
 	case d.FreeBytes < minFreeBytes:
 		space.Level, space.Cure = Problem, "free some space, or choose another --data-dir; a start needs "+size(minFreeBytes)
+	case d.TotalBytes > 0 && d.FreeBytes < d.TotalBytes/100*imagesShare:
+		space.Level, space.Says = Warning, space.Says+fmt.Sprintf("; below %d %% a node takes no pods", imagesShare)
+		space.Cure = "free some space, choose another --data-dir, or lower the bound with --eviction-hard"
 	case d.FreeBytes < wantFreeBytes:
 		space.Level, space.Cure = Warning, "free some space: images and logs soon need "+size(wantFreeBytes)
 	case d.TotalFiles > 0 && d.FreeFiles*100/d.TotalFiles < wantFreeShare:

@@ -103,6 +103,9 @@ func judgeSchedule(j judged, pod *corev1.Pod, now time.Time) verdict {
 		return verdict{}
 	}
 	reason, todo := v1alpha1.ReasonNoRoom, "make room, add a node, or ask for less cpu and memory in gantry.yaml"
+	if strings.Contains(cond.Message, "untolerated taint") || strings.Contains(cond.Message, "were unschedulable") {
+		todo = "gantry node ls says what a node is short of, or that it takes no pods; free its disk or memory, uncordon it, or add a node"
+	}
 	if strings.Contains(cond.Message, "volume") || strings.Contains(cond.Message, "persistentvolumeclaim") {
 		reason, todo = v1alpha1.ReasonVolumeNotReady, "look at the volume with: gantry volume ls"
 	}

@@ -218,6 +218,7 @@ func TestJudgePods(t *testing.T) {
 		"no such command":         {pod: podWith(waiting("RunContainerError", `exec: "/x": stat /x: no such file or directory`, 0), "", nil), want: v1alpha1.ReasonCrashing, says: "/x"},
 		"no such secret":          {pod: podWith(waiting("CreateContainerConfigError", `secret "x" not found`, 0), "", nil), want: v1alpha1.ReasonSecretMissing},
 		"no room":                 {pod: podWith(corev1.ContainerStatus{}, "", unscheduled("0/1 nodes are available: 1 Insufficient memory.")), want: v1alpha1.ReasonNoRoom, says: "Insufficient memory"},
+		"a full disk":             {pod: podWith(corev1.ContainerStatus{}, "", unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint(s).")), want: v1alpha1.ReasonNoRoom, says: "gantry node ls"},
 		"no volume":               {pod: podWith(corev1.ContainerStatus{}, "", unscheduled("pod has unbound immediate persistentvolumeclaims")), want: v1alpha1.ReasonVolumeNotReady},
 		"ready": {pod: podWith(running(time.Hour), "", func(p *corev1.Pod) {
 			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
