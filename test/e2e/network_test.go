@@ -4,9 +4,11 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // networkReport is what "gantry network check --json" prints.
@@ -77,9 +79,12 @@ func TestNetworkBetweenMachines(t *testing.T) {
 		}
 	}
 	ip(t, "-n", ns, "rule", "del", "pref", "1")
-	if spaces := m.node[0].kubectl(t, "get", "namespaces", "-o", "name"); strings.Contains(spaces, "gantry-network-check") {
-		t.Errorf("left of the checks: %s", spaces)
-	}
+	eventually(t, "nothing is left of the checks", 30*time.Second, func() error {
+		if spaces := m.node[0].kubectl(t, "get", "namespaces", "-o", "name"); strings.Contains(spaces, "gantry-network-check") {
+			return errors.New(spaces)
+		}
+		return nil
+	})
 
 	// A machine that leaves is forgotten by the others.
 	m.node[2].mustGantry(t, "down")
