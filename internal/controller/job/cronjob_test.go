@@ -431,6 +431,7 @@ func cronCrashRun(t *testing.T, policy batchv1.ConcurrencyPolicy, crashAt int) (
 			wait()
 			ctx, cancel = context.WithCancel(t.Context())
 			wait = w.start(ctx)
+			synctest.Wait() // its first writes are its own, not the node's
 		}
 	}
 	cancel()

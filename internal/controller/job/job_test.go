@@ -579,6 +579,7 @@ func crashRun(t *testing.T, job *batchv1.Job, ending func(*corev1.Pod) int32, sc
 			wait()
 			ctx, cancel = context.WithCancel(t.Context())
 			wait = w.start(ctx)
+			synctest.Wait() // its first writes are its own, not the node's
 		}
 	}
 	cancel()
