@@ -7,6 +7,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 	"go.etcd.io/etcd/server/v3/lease"
 )
 
@@ -35,6 +36,8 @@ func (s *Store) takeTurn(ctx context.Context) (release func(), err error) {
 	switch _, err := server.LeaseGrant(limit, &pb.LeaseGrantRequest{ID: turnLease, TTL: turnSeconds}); {
 	case errors.Is(err, lease.ErrLeaseExists):
 		return nil, errNotOurTurn
+	case errors.Is(err, etcderrors.ErrNoSpace):
+		return func() {}, nil // all writes are refused, this one too: there is nothing to be held up, and room is wanted
 	case err != nil:
 		return nil, fmt.Errorf("asking for a turn: %w", err)
 	}
